@@ -1,0 +1,132 @@
+"""Follows the camera from image to image: which pose to start from, and whether to believe where we are.
+
+Pure logic, no ROS: stamps come in as nanoseconds, poses as `map_from_camera`.
+
+```
+            an initial pose            accepted                 refused N times in a row
+INITIALIZING ------------> INITIALIZING ---------> TRACKING ------------------------------> LOST
+     ^                                                ^                                      |
+     +--- reset, time jumped back                     +---- two accepted poses that agree ---+
+```
+An initial pose given by someone always wins, in every state.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+import torch
+
+from ep2ploc_core import se3
+
+
+class State(Enum):
+    """How far the pose is known."""
+
+    INITIALIZING = "initializing"
+    TRACKING = "tracking"
+    LOST = "lost"
+
+
+@dataclass
+class TrackerSettings:
+    """`lost_after`: refusals in a row until lost. `smoothing`: seconds over which the velocity is averaged. `horizon`:
+    longest prediction in seconds; further ahead the pose stands still. `jump_back`: seconds that stamps may go
+    back before it counts as a restart of time. `agree_metres`, `agree_radians`: how far two poses in a row may differ,
+    beyond what motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains, for an end of being lost."""
+
+    lost_after: int = 5
+    smoothing: float = 0.3
+    horizon: float = 2.0
+    jump_back: float = 0.5
+    agree_metres: float = 0.5
+    agree_radians: float = 0.05
+    agree_speed: float = 15.0
+    agree_turn: float = 1.0
+
+
+class Tracker:
+    """The state machine. Per image: `predict`, then `accept` or `refuse`."""
+
+    def __init__(self, settings: TrackerSettings | None = None) -> None:
+        self.settings = settings or TrackerSettings()
+        self.state = State.INITIALIZING
+        self.refusals = 0
+        self._initial: np.ndarray | None = None
+        self._pose: np.ndarray | None = None
+        self._velocity = np.zeros(6)  # in the camera frame: m/s, rad/s
+        self._has_velocity = False
+        self._pose_stamp: int | None = None  # None: the pose was given, not found in an image
+        self._newest_stamp: int | None = None
+
+    def set_initial(self, map_from_camera: np.ndarray) -> None:
+        """Starts again from this pose `(4, 4)`, whatever was believed before."""
+        self._initial = map_from_camera
+        self.restart()
+
+    def restart(self) -> bool:
+        """Starts again from the initial pose that was given last; False when there was none."""
+        self.state = State.INITIALIZING
+        self.refusals = 0
+        self._pose = self._initial
+        self._pose_stamp = None
+        self._velocity, self._has_velocity = np.zeros(6), False
+        self._newest_stamp = None
+        return self._initial is not None
+
+    def reset(self) -> None:
+        """Forgets everything, the initial pose too."""
+        self._initial = None
+        self.restart()
+
+    def predict(self, stamp: int) -> np.ndarray | None:
+        """Where the camera is expected at `stamp` (ns): the prior `(4, 4)` for this image, or None when unknown.
+
+        A stamp far before the last one means that time was started again (a bag in a loop): so does the tracker.
+        """
+        if self._newest_stamp is not None and stamp < self._newest_stamp - self.settings.jump_back * 1e9:
+            self.restart()
+        self._newest_stamp = stamp
+        if self._pose is None or self._pose_stamp is None or not self._has_velocity:
+            return self._pose
+        ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self.settings.horizon)
+        return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
+
+    def accept(self, stamp: int, map_from_camera: np.ndarray) -> bool:
+        """Takes over an accepted pose `(4, 4)`. True when it may be published: not for the first one after LOST."""
+        believed = self.state != State.LOST
+        if self._pose is not None and self._pose_stamp is not None:
+            seconds = max(0.0, (stamp - self._pose_stamp) / 1e9)
+            self._learn_velocity(seconds, self._pose, map_from_camera)
+            # While lost the velocity and the old pose are stale: agreement is with the accepted pose just before.
+            believed = believed or (self.refusals == 0 and self._agrees(seconds, self._pose, map_from_camera))
+        self.refusals = 0
+        self._pose, self._pose_stamp = map_from_camera, stamp
+        if believed:
+            self.state = State.TRACKING
+        return believed
+
+    def refuse(self) -> None:
+        """Counts an image that gave no pose."""
+        self.refusals += 1
+        if self.state == State.TRACKING and self.refusals >= self.settings.lost_after:
+            self.state = State.LOST
+
+    def _learn_velocity(self, seconds: float, before: np.ndarray, now: np.ndarray) -> None:
+        if self.state == State.LOST or not 0 < seconds <= self.settings.horizon:
+            self._velocity, self._has_velocity = np.zeros(6), False
+            return
+        measured = se3.log(np.linalg.inv(before) @ now) / seconds
+        weight = seconds / (seconds + self.settings.smoothing) if self._has_velocity else 1.0
+        self._velocity = (1 - weight) * self._velocity + weight * measured
+        self._has_velocity = True
+
+    def _agrees(self, seconds: float, before: np.ndarray, now: np.ndarray) -> bool:
+        distance, angle = se3.pose_error(now, before)
+        limits = self.settings
+        return (
+            distance <= limits.agree_metres + limits.agree_speed * seconds
+            and angle <= limits.agree_radians + limits.agree_turn * seconds
+        )

@@ -1,0 +1,70 @@
+"""Map points between PointCloud2 messages and numpy.
+
+Fields: x y z intensity normal_x normal_y normal_z planarity height as FLOAT32, and, with descriptors, one INT8 field
+`descriptor` whose count is the length of a descriptor (unit vector times 127).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from sensor_msgs.msg import PointCloud2, PointField
+from std_msgs.msg import Header
+
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.point_map import ATTRIBUTES, MapPoints
+from ep2ploc_ros.ros_imports import point_cloud2
+
+SCALARS = ("x", "y", "z", *ATTRIBUTES)
+DESCRIPTOR = "descriptor"
+
+
+def cloud_from_points(points: MapPoints, header: Header) -> PointCloud2:
+    """A message of all points, with their descriptors where they have them."""
+    fields = [
+        PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(SCALARS)
+    ]
+    layout: list[tuple] = [("scalars", "<f4", len(SCALARS))]
+    if points.descriptors is not None:
+        count = points.descriptors.shape[1]
+        fields.append(PointField(name=DESCRIPTOR, offset=4 * len(SCALARS), datatype=PointField.INT8, count=count))
+        layout.append((DESCRIPTOR, "i1", (count,)))
+    array = np.empty(len(points), np.dtype(layout))
+    array["scalars"][:, :3] = points.xyz
+    array["scalars"][:, 3:] = points.attributes
+    if points.descriptors is not None:
+        array[DESCRIPTOR] = points.descriptors
+    return point_cloud2.create_cloud(header, fields, array.view(point_cloud2.dtype_from_fields(fields)))
+
+
+def points_from_cloud(message: PointCloud2) -> MapPoints:
+    """The points of a message; which frames saw them is not sent and reads as zero.
+
+    Raises InputError when fields are missing or of another type, sizes do not fit, or a value is not a number.
+    """
+    fields = {field.name: field for field in message.fields}
+    for name in SCALARS:
+        if name not in fields or fields[name].datatype != PointField.FLOAT32 or fields[name].count != 1:
+            raise InputError(f"The cloud has no field '{name}' of type FLOAT32; is it the topic of a map_server?")
+    descriptor = fields.get(DESCRIPTOR)
+    if descriptor is not None and (descriptor.datatype != PointField.INT8 or descriptor.count < 1):
+        raise InputError("The cloud's field 'descriptor' is not of type INT8; update map_server and localizer.")
+    used = [fields[name] for name in SCALARS] + ([] if descriptor is None else [descriptor])
+    ends = [field.offset + (4 if field.datatype == PointField.FLOAT32 else field.count) for field in used]
+    count = message.width * message.height
+    if max(ends) > message.point_step or len(message.data) != count * message.point_step or message.is_bigendian:
+        raise InputError(
+            f"The cloud carries {len(message.data)} bytes where {count} little-endian points of {message.point_step} "
+            "are claimed; it was cut off or made by another program."
+        )
+    layout = {
+        "names": [field.name for field in used],
+        "formats": ["<f4" if field.datatype == PointField.FLOAT32 else ("i1", (field.count,)) for field in used],
+        "offsets": [field.offset for field in used],
+        "itemsize": message.point_step,
+    }
+    array = np.ndarray((count,), np.dtype(layout), buffer=memoryview(message.data))  # type: ignore[call-overload]
+    scalars = np.stack([array[name] for name in SCALARS], axis=1)
+    if not np.isfinite(scalars).all():
+        raise InputError("The cloud holds a value that is not a number; build the map again.")
+    descriptors = None if descriptor is None else array[DESCRIPTOR]
+    return MapPoints(scalars[:, :3].copy(), scalars[:, 3:].copy(), np.zeros((count, 2), np.uint16), descriptors)

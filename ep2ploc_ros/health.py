@@ -1,0 +1,73 @@
+"""What a node says about itself: a line in its log and an entry in /diagnostics, once a second."""
+
+from __future__ import annotations
+
+import threading
+
+from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
+from rclpy.clock import Clock, ClockType
+from rclpy.node import Node
+
+OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
+_REPEAT_SECONDS = 5.0
+
+
+class Health:
+    """The state of one node, published as its heartbeat.
+
+    The heartbeat runs on wall time, so that it goes on when simulated time stands still.
+    """
+
+    def __init__(self, node: Node) -> None:
+        self._node = node
+        self._clock = Clock(clock_type=ClockType.STEADY_TIME)
+        self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
+        self._lock = threading.Lock()
+        self._level, self._message = WARN, "starting"
+        self._values: dict[str, str] = {}
+        self._logged: dict[str, int] = {}
+        node.create_timer(1.0, self._beat, clock=self._clock)
+
+    def report(self, level: bytes, message: str, **values: object) -> None:
+        """Sets the state; what is not OK goes into the log too, the same sentence at most once in five seconds."""
+        with self._lock:
+            self._level, self._message = level, message
+        self.note(**values)
+        if level != OK:
+            self._log(level, message)
+
+    def reject(self, message: str) -> None:
+        """Says that a message was turned down, and leaves the state as it is."""
+        self.note(last_rejected=message)
+        self._log(WARN, message)
+
+    def note(self, **values: object) -> None:
+        """Sets values beside the state."""
+        with self._lock:
+            self._values.update({name: str(value) for name, value in values.items()})
+
+    def _log(self, level: bytes, message: str) -> None:
+        now = self._clock.now().nanoseconds
+        with self._lock:
+            if now - self._logged.get(message, -(10**18)) < _REPEAT_SECONDS * 1e9:
+                return
+            if len(self._logged) > 100:
+                self._logged.clear()
+            self._logged[message] = now
+        if level == ERROR:
+            self._node.get_logger().error(message)
+        else:
+            self._node.get_logger().warning(message)
+
+    def _beat(self) -> None:
+        with self._lock:
+            status = DiagnosticStatus(
+                level=self._level,
+                name=self._node.get_fully_qualified_name().lstrip("/"),
+                hardware_id="",
+                message=self._message,
+                values=[KeyValue(key=name, value=value) for name, value in self._values.items()],
+            )
+        array = DiagnosticArray(status=[status])
+        array.header.stamp = self._node.get_clock().now().to_msg()
+        self._publisher.publish(array)

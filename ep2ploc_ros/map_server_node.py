@@ -1,0 +1,121 @@
+"""The `map_server`: shows the map, and sends the localizer the part of it that it asks for.
+
+Publishes `map_points` (PointCloud2, latched, thinned for display), `map_info` (String, latched: YAML) and `submap`
+(PointCloud2 with descriptors, the stamp of its request); subscribes `submap_request` (PoseStamped).
+"""
+
+from __future__ import annotations
+
+import sys
+
+import numpy as np
+import yaml
+from geometry_msgs.msg import PoseStamped
+from rcl_interfaces.msg import SetParametersResult
+from rclpy.parameter import Parameter
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header, String
+
+from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_ros.clouds import cloud_from_points
+from ep2ploc_ros.health import ERROR, OK, WARN, Health
+from ep2ploc_ros.parameters import MapServerParameters, declare
+from ep2ploc_ros.running import RunnableNode, run
+
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class MapServerNode(RunnableNode):
+    """Serves one map directory; another one when the parameter `map_path` changes."""
+
+    def __init__(self) -> None:
+        super().__init__("map_server")
+        self._settings = declare(self, MapServerParameters)
+        self._health = Health(self)
+        self._map: PointMap | None = None
+        self._info_publisher = self.create_publisher(String, "map_info", LATCHED)
+        self._points_publisher = self.create_publisher(PointCloud2, "map_points", LATCHED)
+        self._submap_publisher = self.create_publisher(PointCloud2, "submap", QoSProfile(depth=2))
+        self.create_subscription(PoseStamped, "submap_request", self._on_request, QoSProfile(depth=2))
+        self.add_on_set_parameters_callback(self._on_parameters)
+        self._try_to_load(self._settings.map_path)
+
+    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
+        for parameter in parameters:
+            if parameter.name == "map_path":
+                reason = self._try_to_load(parameter.value)
+                return SetParametersResult(successful=not reason, reason=reason)
+        return SetParametersResult(successful=True)
+
+    def _try_to_load(self, path: object) -> str:
+        """Puts another map in place of the old one; when that fails the old one stays, and the reason is returned."""
+        try:
+            if not isinstance(path, str) or not path:
+                raise InputError("No map is given; set the parameter map_path to a map directory.")
+            self._load(PointMap.open(path))
+        except (Ep2plocError, OSError, ValueError) as error:
+            kept = f" The map {self._map.path} stays." if self._map else ""
+            self._health.report(ERROR, f"{error}{kept}")
+            return str(error)
+        return ""
+
+    def _load(self, point_map: PointMap) -> None:
+        points = point_map.all_points()
+        most = int(self._settings.display_points)
+        if len(points) > most:
+            points = points.select(np.linspace(0, len(points) - 1, most).astype(np.int64))
+        points.descriptors = None  # for display alone
+        site_checkpoint = point_map.path / SITE_CHECKPOINT
+        info = {
+            "map": str(point_map.path.resolve()),
+            "checkpoint": point_map.checkpoint,
+            "checkpoint_file": str(site_checkpoint.resolve()) if site_checkpoint.exists() else "",
+            "origin": [float(value) for value in point_map.origin],
+            "voxel_size": point_map.info.voxel_size,
+            "num_points": len(point_map),
+        }
+        self._map = point_map
+        header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
+        self._points_publisher.publish(cloud_from_points(points, header))
+        self._info_publisher.publish(String(data=yaml.safe_dump(info, sort_keys=False)))
+        self.get_logger().info(f"serving {point_map.path} with {len(point_map)} points")
+        values = {name: info[name] for name in ("map", "num_points", "checkpoint")}
+        if point_map.checkpoint:
+            self._health.report(OK, "serving the map", **values)
+        else:
+            self._health.report(
+                WARN,
+                f"The map {point_map.path} has no descriptors, so nothing can be localized in it; "
+                "build it again with --checkpoint.",
+                **values,
+            )
+
+    def _on_request(self, request: PoseStamped) -> None:
+        try:
+            self._submap_publisher.publish(self._submap(request))
+        except (Ep2plocError, OSError, ValueError) as error:
+            self._health.reject(f"A submap was not sent: {error}")
+
+    def _submap(self, request: PoseStamped) -> PointCloud2:
+        if self._map is None:
+            raise InputError("no map is loaded; set the parameter map_path.")
+        frame = self._settings.map_frame
+        if request.header.frame_id != frame:
+            raise InputError(f"it was asked for in the frame '{request.header.frame_id}' instead of '{frame}'.")
+        position = request.pose.position
+        centre = np.array([position.x, position.y, position.z])
+        if not np.isfinite(centre).all():
+            raise InputError("it was asked for at a position that is not a number.")
+        points = self._map.query(centre + self._map.origin, self._settings.submap_radius)
+        return cloud_from_points(points, Header(frame_id=frame, stamp=request.header.stamp))
+
+
+def main() -> int:
+    """Entry point of the executable."""
+    return run(MapServerNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
