@@ -61,6 +61,11 @@ class Tracker:
         self._pose_stamp: int | None = None  # None: the pose was given, not found in an image
         self._newest_stamp: int | None = None
 
+    @property
+    def has_initial(self) -> bool:
+        """Whether an initial pose was ever given."""
+        return self._initial is not None
+
     def set_initial(self, map_from_camera: np.ndarray) -> None:
         """Starts again from this pose `(4, 4)`, whatever was believed before."""
         self._initial = map_from_camera

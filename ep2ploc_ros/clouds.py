@@ -68,3 +68,11 @@ def points_from_cloud(message: PointCloud2) -> MapPoints:
         raise InputError("The cloud holds a value that is not a number; build the map again.")
     descriptors = None if descriptor is None else array[DESCRIPTOR]
     return MapPoints(scalars[:, :3].copy(), scalars[:, 3:].copy(), np.zeros((count, 2), np.uint16), descriptors)
+
+
+def cloud_from_matches(points_map: np.ndarray, pixels: np.ndarray, header: Header) -> PointCloud2:
+    """A message of matched map points `(M, 3)` and the pixels `(M, 2)` where the image shows them: x y z u v."""
+    names = ("x", "y", "z", "u", "v")
+    fields = [PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(names)]
+    rows = np.ascontiguousarray(np.concatenate([points_map, pixels], axis=1), dtype=np.float32)
+    return point_cloud2.create_cloud(header, fields, rows.view(point_cloud2.dtype_from_fields(fields))[:, 0])

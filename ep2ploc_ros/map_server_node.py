@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 
 import numpy as np
-import yaml
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import SetParametersResult
 from rclpy.parameter import Parameter
@@ -18,9 +17,10 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
 
 from ep2ploc_core.errors import Ep2plocError, InputError
-from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.clouds import cloud_from_points
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
+from ep2ploc_ros.map_info import MapDescription
 from ep2ploc_ros.parameters import MapServerParameters, declare
 from ep2ploc_ros.running import RunnableNode, run
 
@@ -67,21 +67,12 @@ class MapServerNode(RunnableNode):
         if len(points) > most:
             points = points.select(np.linspace(0, len(points) - 1, most).astype(np.int64))
         points.descriptors = None  # for display alone
-        site_checkpoint = point_map.path / SITE_CHECKPOINT
-        info = {
-            "map": str(point_map.path.resolve()),
-            "checkpoint": point_map.checkpoint,
-            "checkpoint_file": str(site_checkpoint.resolve()) if site_checkpoint.exists() else "",
-            "origin": [float(value) for value in point_map.origin],
-            "voxel_size": point_map.info.voxel_size,
-            "num_points": len(point_map),
-        }
-        self._map = point_map
+        self._map, described = point_map, MapDescription.of(point_map)
         header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
         self._points_publisher.publish(cloud_from_points(points, header))
-        self._info_publisher.publish(String(data=yaml.safe_dump(info, sort_keys=False)))
+        self._info_publisher.publish(described.to_message())
         self.get_logger().info(f"serving {point_map.path} with {len(point_map)} points")
-        values = {name: info[name] for name in ("map", "num_points", "checkpoint")}
+        values = {"map": described.path, "num_points": described.num_points, "checkpoint": described.checkpoint}
         if point_map.checkpoint:
             self._health.report(OK, "serving the map", **values)
         else:

@@ -1,0 +1,274 @@
+"""The `localizer`: says where the camera is in the map, for the newest image.
+
+The executor only puts messages into an inbox; one worker thread takes the newest of each kind and owns all state. While
+it works on one image those that arrive replace each other, so it never falls behind.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import rclpy
+from geometry_msgs.msg import Pose, PoseWithCovarianceStamped
+from rclpy.clock import Clock, ClockType
+from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
+from std_msgs.msg import Header, String
+from std_srvs.srv import Trigger
+
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.localizer import Localization, Localizer
+from ep2ploc_core.tracker import State, Tracker
+from ep2ploc_ros.health import ERROR, OK, WARN, Health
+from ep2ploc_ros.inbox import Inbox
+from ep2ploc_ros.map_info import MapDescription
+from ep2ploc_ros.messages import (
+    camera_from_message,
+    image_from_compressed,
+    image_from_message,
+    nanoseconds,
+    pose_from_message,
+)
+from ep2ploc_ros.network_choice import device_for, network_for
+from ep2ploc_ros.outputs import Outputs
+from ep2ploc_ros.parameters import LocalizerParameters, declare
+from ep2ploc_ros.running import RunnableNode, run
+from ep2ploc_ros.submap_client import SubmapClient
+from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, MissingTransformError, Transforms
+
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+class LocalizerNode(RunnableNode):
+    """Subscriptions and services around a Localizer, a Tracker and the last submap."""
+
+    def __init__(self) -> None:
+        super().__init__("localizer")
+        self._settings = declare(self, LocalizerParameters)
+        self._health = Health(self)
+        transforms = Transforms(
+            self, self._settings.tf_mode, self._settings.map_frame, self._settings.odom_frame, self._settings.base_frame
+        )
+        self._transforms = transforms
+        self._outputs = Outputs(self, self._settings.map_frame, transforms)
+        self._tracker = Tracker()
+        self._localizer: Localizer | None = None
+        self._described: MapDescription | None = None
+        self._submaps = SubmapClient(self, self._settings.map_frame, self._settings.submap_refresh)
+        self._camera: Camera | None = None
+        self._camera_problem = f"No camera_info has arrived on {self.resolve_topic_name('camera_info')} yet."
+        self._image: Image | CompressedImage | None = None  # the one to work on next
+        self._given: np.ndarray | None = self._initial_parameter()  # an initial pose, not yet handed to the tracker
+        self._inbox = Inbox()
+        self._subscribe()
+        self._health.report(WARN, "Waiting for the map_server's map_info.")
+        self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
+        self._worker.start()
+
+    def stop(self) -> bool:
+        """Ends the worker; False when it is still computing after a second."""
+        self._inbox.close()
+        self._worker.join(timeout=1.0)
+        return not self._worker.is_alive()
+
+    # ---- executor thread: nothing but handing over
+
+    def _subscribe(self) -> None:
+        reliability = ReliabilityPolicy[self._settings.image_reliability.upper()]
+        self._image_qos = QoSProfile(depth=1, reliability=reliability)
+        image_topic = self.resolve_topic_name("image")
+        self._compressed_topic = f"{image_topic}/compressed"
+        self._compressed = None
+        self._receive(Image, "image", "image", self._image_qos)
+        self._receive(CameraInfo, "camera_info", "camera_info", qos_profile_sensor_data)
+        self._receive(PoseWithCovarianceStamped, "/initialpose", "initial_pose", QoSProfile(depth=1))
+        self._receive(PointCloud2, "submap", "submap", QoSProfile(depth=2))
+        self._receive(String, "map_info", "map_info", _LATCHED)
+        self.create_service(Trigger, "~/relocalize", self._on_relocalize)
+        self.create_service(Trigger, "~/reset", self._on_reset)
+        steady = Clock(clock_type=ClockType.STEADY_TIME)
+        self.create_timer(1.0, lambda: self._choose_image_topic(image_topic), clock=steady)
+
+    def _receive(self, kind: type, topic: str, slot: str, qos: QoSProfile) -> Any:
+        return self.create_subscription(kind, topic, lambda message: self._inbox.put(slot, message), qos)
+
+    def _choose_image_topic(self, image_topic: str) -> None:
+        """Listens to compressed images only where there are no others: listening makes a camera driver compress."""
+        wanted = not self.count_publishers(image_topic) and self.count_publishers(self._compressed_topic) > 0
+        if wanted and self._compressed is None:
+            self._compressed = self._receive(CompressedImage, self._compressed_topic, "image", self._image_qos)
+        elif not wanted and self._compressed is not None:
+            self.destroy_subscription(self._compressed)
+            self._compressed = None
+
+    def _on_relocalize(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        response.success = self._tracker.has_initial or self._given is not None
+        if response.success:
+            self._inbox.put("relocalize", None)
+            response.message = "Starting again from the last initial pose."
+        else:
+            response.message = "No initial pose is known; publish one on /initialpose."
+        return response
+
+    def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
+        self._inbox.put("reset", None)
+        response.success, response.message = True, "Forgetting all poses."
+        return response
+
+    # ---- worker thread
+
+    def _work(self) -> None:
+        handlers: dict[str, Callable[[Any], None]] = {
+            "reset": self._reset,
+            "relocalize": lambda _: self._relocalize(),
+            "map_info": self._take_map_info,
+            "camera_info": self._take_camera_info,
+            "submap": self._submaps.take,
+            "initial_pose": self._take_initial_pose,
+            "image": self._take_image,
+        }
+        while not self._inbox.closed:
+            news = self._inbox.take(timeout=0.5)
+            for kind, handler in handlers.items():
+                if kind in news:
+                    self._guarded(handler, news[kind])
+            if self._image is not None and self._localizer is not None:
+                self._guarded(self._advance, self._image)
+
+    def _guarded(self, handler: Callable[[Any], None], item: Any) -> None:
+        """A message may hold anything: whatever it causes becomes a diagnostic, and the node goes on."""
+        try:
+            handler(item)
+        except Ep2plocError as error:
+            self._health.report(WARN, str(error))
+        except Exception as error:
+            if rclpy.ok():
+                self._health.report(ERROR, f"{type(error).__name__}: {error}")
+
+    def _reset(self, _: None) -> None:
+        self._tracker.reset()
+        self._outputs.clear_path()
+        self._given = self._initial_parameter()
+        self._health.report(WARN, "Reset; waiting for an initial pose.", state=self._tracker.state.value)
+
+    def _relocalize(self) -> None:
+        self._tracker.restart()
+        self._outputs.clear_path()
+
+    def _initial_parameter(self) -> np.ndarray | None:
+        numbers = self._settings.initial_pose
+        if not numbers:
+            return None
+        if len(numbers) != 7:
+            raise InputError(f"The parameter initial_pose has {len(numbers)} numbers, not 7: x y z and quaternion.")
+        pose = Pose()
+        pose.position.x, pose.position.y, pose.position.z = numbers[:3]
+        rotation = pose.orientation
+        rotation.x, rotation.y, rotation.z, rotation.w = numbers[3:]
+        return pose_from_message(pose)
+
+    def _take_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
+        if message.header.frame_id != self._settings.map_frame:
+            raise InputError(
+                f"The initial pose is given in the frame '{message.header.frame_id}'; give it in "
+                f"'{self._settings.map_frame}' (in RViz: set the fixed frame)."
+            )
+        self._given = pose_from_message(message.pose.pose)
+        if self._localizer is not None:
+            self._submaps.ensure(message.header, self._given)
+
+    def _take_map_info(self, message: String) -> None:
+        described = MapDescription.from_message(message)
+        if described == self._described:
+            return
+        self._described, self._localizer = described, None
+        try:
+            network = network_for(described, self._settings.checkpoint)
+            device = device_for(self._settings.device)
+            self._localizer = Localizer(network, self._submaps.begin(network.fingerprint), device)
+        except Exception as error:
+            self._health.report(ERROR, f"{error}")  # stays until the map or the parameter is put right
+            return
+        values = {"map": described.path, "checkpoint": described.checkpoint, "device": device}
+        self._health.report(WARN, "Ready; waiting for images.", **values)
+
+    def _take_camera_info(self, message: CameraInfo) -> None:
+        try:
+            self._camera = camera_from_message(message)
+        except InputError as error:
+            self._camera, self._camera_problem = None, str(error)
+            raise
+
+    def _take_image(self, message: Image | CompressedImage) -> None:
+        self._image = message
+
+    def _advance(self, message: Image | CompressedImage) -> None:
+        """Works on the image that waits, unless it has to wait on for a submap."""
+        assert self._localizer is not None
+        self._hand_over_initial_pose(message.header.frame_id)
+        prior = self._tracker.predict(nanoseconds(message.header.stamp))
+        if prior is not None and not self._submaps.ensure(message.header, prior):
+            self._health.report(WARN, "Waiting for a submap from the map_server.")
+            return
+        self._image = None
+        if prior is None:
+            raise InputError("No initial pose is known; publish one on /initialpose or set the parameter initial_pose.")
+        if not message.header.frame_id:
+            raise InputError("The image's header has no frame_id; set it in the camera driver.")
+        if self._camera is None:
+            raise InputError(self._camera_problem)
+        decode = image_from_compressed if isinstance(message, CompressedImage) else image_from_message
+        image = decode(message)
+        self._settle(message.header, image, self._camera, self._localizer.localize(image, self._camera, prior))
+
+    def _settle(self, header: Header, image: np.ndarray, camera: Camera, found: Localization) -> None:
+        """Tells the tracker, the listeners and the diagnostics what became of an image."""
+        believed = False
+        if found.status == "ok" and found.map_from_camera is not None:
+            believed = self._tracker.accept(nanoseconds(header.stamp), found.map_from_camera)
+        else:
+            self._tracker.refuse()
+        self._health.note(
+            state=self._tracker.state.value,
+            images_received=self._inbox.received["image"],
+            images_dropped=self._inbox.dropped["image"],
+            refused_in_a_row=self._tracker.refusals,
+            seconds=f"{found.seconds:.3f}",
+            matches=found.num_matches,
+            inliers=found.num_inliers,
+            score=f"{found.score:.3f}",
+        )
+        if believed:
+            self._health.report(OK, "Tracking.")
+            self._outputs.publish(header, image, camera, found)
+        elif self._tracker.state == State.LOST:
+            self._health.report(ERROR, f"Lost: {found.reason or 'waiting for a second pose that agrees'}.")
+        else:
+            self._health.report(WARN, f"Image refused: {found.reason}")
+
+    def _hand_over_initial_pose(self, camera_frame: str) -> None:
+        if self._given is None:
+            return
+        map_from_camera = self._given
+        if self._settings.initial_pose_of == "base":
+            try:
+                map_from_camera = self._given @ self._transforms.base_from_camera(camera_frame)
+            except MissingTransformError as error:
+                self._health.reject(f"The camera is taken to look along the robot's x axis: {error}")
+                map_from_camera = self._given @ FORWARD_BASE_FROM_CAMERA
+        self._given = None
+        self._tracker.set_initial(map_from_camera)
+
+
+def main() -> int:
+    """Entry point of the executable."""
+    return run(LocalizerNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The `map_info` message: what the map_server tells the localizer about its map, as YAML in a String."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+import yaml
+from std_msgs.msg import String
+
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+
+
+@dataclass(frozen=True)
+class MapDescription:
+    """path of the map directory on the server; checkpoint: fingerprint of the network that encoded it, empty when none
+    did; checkpoint_file: the map's own network, empty when it has none; origin `(3,)` and voxel_size in metres."""
+
+    path: str
+    checkpoint: str
+    checkpoint_file: str
+    origin: list[float]
+    voxel_size: float
+    num_points: int
+
+    @classmethod
+    def of(cls, point_map: PointMap) -> MapDescription:
+        """What there is to say about an open map."""
+        file = point_map.path / SITE_CHECKPOINT
+        return cls(
+            path=str(point_map.path.resolve()),
+            checkpoint=point_map.checkpoint,
+            checkpoint_file=str(file.resolve()) if file.exists() else "",
+            origin=[float(value) for value in point_map.origin],
+            voxel_size=float(point_map.info.voxel_size),
+            num_points=len(point_map),
+        )
+
+    def to_message(self) -> String:
+        """The message that `from_message` reads."""
+        return String(data=yaml.safe_dump(asdict(self), sort_keys=False))
+
+    @classmethod
+    def from_message(cls, message: String) -> MapDescription:
+        """Raises InputError when it is not the message of a map_server."""
+        try:
+            content = yaml.safe_load(message.data)
+            content.update({name: str(content[name]) for name in ("path", "checkpoint", "checkpoint_file")})
+            return cls(**content)
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+            raise InputError("The map_info message is not that of a map_server of this version.") from error

@@ -1,0 +1,95 @@
+"""Keeps the part of the map around the camera at hand: asks the map_server for it, and holds what it sends."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+from geometry_msgs.msg import PoseStamped
+from rclpy.node import Node
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import PointCloud2
+from std_msgs.msg import Header
+
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_ros.clouds import points_from_cloud
+from ep2ploc_ros.messages import nanoseconds, pose_to_message
+
+_ASK_AGAIN_SECONDS = 2.0
+
+
+class SubmapCache:
+    """A MapSource that holds the last submap. Its coordinates are those of the ROS map frame, so its origin is zero."""
+
+    def __init__(self, checkpoint: str) -> None:
+        """checkpoint: fingerprint of the network that made the descriptors."""
+        self.origin = np.zeros(3)
+        self.checkpoint = checkpoint
+        self._centre: np.ndarray | None = None
+        self._points = MapPoints.concatenate([])
+
+    def hold(self, centre: np.ndarray, points: MapPoints) -> None:
+        """Replaces the submap by the points around `centre` `(3,)`, map frame."""
+        self._centre, self._points = np.asarray(centre, np.float64), points
+
+    def distance(self, position: np.ndarray) -> float:
+        """Metres (horizontally) from the centre of the submap; infinite while there is none."""
+        if self._centre is None:
+            return float("inf")
+        return float(np.linalg.norm((np.asarray(position) - self._centre)[:2]))
+
+    def query(self, centre: np.ndarray, radius: float) -> MapPoints:
+        """The held points within `radius` metres (horizontally) of `centre` `(3,)`, map frame."""
+        offset = self._points.xyz[:, :2] - np.asarray(centre, np.float32)[:2]
+        return self._points.select((offset * offset).sum(1) < radius * radius)
+
+
+class SubmapClient:
+    """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for."""
+
+    def __init__(self, node: Node, map_frame: str, refresh: float) -> None:
+        self.cache = SubmapCache("")
+        self._map_frame = map_frame
+        self._refresh = refresh
+        self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
+        self._asked_at = 0.0
+        self._publisher = node.create_publisher(PoseStamped, "submap_request", QoSProfile(depth=2))
+
+    def begin(self, checkpoint: str) -> SubmapCache:
+        """Starts with nothing at hand, for a map encoded by the network of this fingerprint."""
+        self.cache = SubmapCache(checkpoint)
+        self._asked.clear()
+        return self.cache
+
+    def ensure(self, header: Header, map_from_camera: np.ndarray) -> bool:
+        """Asks for a submap around a pose `(4, 4)` where one is due. True when the one at hand will do for it."""
+        distance = self.cache.distance(map_from_camera[:3, 3])
+        if distance > self._refresh:
+            self._ask(header, map_from_camera)
+        return distance <= 2 * self._refresh
+
+    def take(self, message: PointCloud2) -> None:
+        """Holds a submap that was asked for; others are none of ours. Raises InputError when it cannot be used."""
+        centre = self._asked.pop(nanoseconds(message.header.stamp), None)
+        if centre is None:
+            return
+        points = points_from_cloud(message)
+        if message.header.frame_id != self._map_frame or points.descriptors is None:
+            raise InputError(
+                f"The submap comes in the frame '{message.header.frame_id}' or without descriptors; give map_server "
+                "and localizer the same map_frame, and an encoded map."
+            )
+        self.cache.hold(centre, points)
+        self._asked.clear()
+
+    def _ask(self, header: Header, map_from_camera: np.ndarray) -> None:
+        now, position = time.monotonic(), map_from_camera[:3, 3]
+        near = any(np.linalg.norm(centre - position) < self._refresh for centre in self._asked.values())
+        if near and now - self._asked_at < _ASK_AGAIN_SECONDS:
+            return
+        self._asked_at = now
+        self._asked[nanoseconds(header.stamp)] = position
+        request = PoseStamped(pose=pose_to_message(map_from_camera))
+        request.header.stamp, request.header.frame_id = header.stamp, self._map_frame
+        self._publisher.publish(request)
