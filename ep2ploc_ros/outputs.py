@@ -32,9 +32,7 @@ class Outputs:
         self._map_frame = map_frame
         self._transforms = transforms
         self._pose = node.create_publisher(PoseStamped, "pose", QoSProfile(depth=10))
-        self._covariance = node.create_publisher(
-            PoseWithCovarianceStamped, "pose_with_covariance", QoSProfile(depth=10)
-        )
+        self._uncertain = node.create_publisher(PoseWithCovarianceStamped, "pose_with_covariance", QoSProfile(depth=10))
         self._path = node.create_publisher(Path, "path", QoSProfile(depth=1))
         self._matches = node.create_publisher(PointCloud2, "matched_points", QoSProfile(depth=1))
         self._overlay = node.create_publisher(Image, "overlay", QoSProfile(depth=1))
