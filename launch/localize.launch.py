@@ -6,10 +6,11 @@ ros2 launch ep2ploc_ros localize.launch.py map:=MAP image:=/camera/image camera_
 import os
 
 from ament_index_python.packages import get_package_share_directory
-from launch import LaunchContext, LaunchDescription
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
 from launch.substitutions import LaunchConfiguration
 from launch_ros.actions import Node
+
+from launch import LaunchContext, LaunchDescription
 
 PACKAGE = "ep2ploc_ros"
 SHARE = get_package_share_directory(PACKAGE)
@@ -41,6 +42,7 @@ def _start(context: LaunchContext) -> list:
     sim_time = (given["use_sim_time"] or with_bag).lower() == "true"
     common = {"namespace": given["namespace"], "output": "screen"}
     clock = {"use_sim_time": sim_time}
+    map_path = {"map_path": given["map"]} if given["map"] else {}
     checkpoint = {"checkpoint": given["checkpoint"]} if given["checkpoint"] else {}
     actions: list = []
     if (given["one_host"] or with_bag).lower() == "true":
@@ -50,7 +52,7 @@ def _start(context: LaunchContext) -> list:
             package=PACKAGE,
             executable="map_server",
             name="map_server",
-            parameters=[given["params"], clock, {"map_path": given["map"]}],
+            parameters=[given["params"], clock, map_path],
             **common,
         ),
         Node(
