@@ -1,0 +1,205 @@
+"""Messages survive the way to numpy and back, and malformed ones are refused with a sentence."""
+
+from __future__ import annotations
+
+import array
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import Pose
+from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
+from std_msgs.msg import Header
+
+from ep2ploc_core import se3
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_ros.clouds import cloud_from_matches, cloud_from_points, points_from_cloud
+from ep2ploc_ros.messages import (
+    camera_from_message,
+    image_from_compressed,
+    image_from_message,
+    image_to_message,
+    pose_from_message,
+    pose_to_message,
+)
+
+RGB = np.random.default_rng(1).integers(0, 256, (6, 7, 3), dtype=np.uint8)
+
+
+def image_message(pixels: np.ndarray, encoding: str, padding: int = 0) -> Image:
+    rows = pixels.reshape(len(pixels), -1)
+    rows = np.pad(rows, ((0, 0), (0, padding)))
+    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1])
+    message.data = array.array("B", rows.tobytes())
+    return message
+
+
+@pytest.mark.parametrize("padding", [0, 5])
+@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8"])
+def test_colour_encodings_all_give_rgb(encoding: str, padding: int) -> None:
+    colours = RGB if encoding.startswith("rgb") else RGB[..., ::-1]
+    alpha = np.full((6, 7, len(encoding) - 4), 9, np.uint8)[..., : 1 if encoding.endswith("a8") else 0]
+    message = image_message(np.concatenate([colours, alpha], 2), encoding, padding)
+    assert np.array_equal(image_from_message(message), RGB)
+
+
+@pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
+def test_grey_images_stay_grey(encoding: str) -> None:
+    assert np.array_equal(image_from_message(image_message(RGB[..., 0], encoding, padding=3)), RGB[..., 0])
+
+
+def test_image_round_trip() -> None:
+    message = image_to_message(RGB, Header(frame_id="camera"))
+    assert message.header.frame_id == "camera"
+    assert np.array_equal(image_from_message(message), RGB)
+
+
+def test_compressed_image_gives_rgb() -> None:
+    png = cv2.imencode(".png", RGB[..., ::-1])[1]
+    assert np.array_equal(image_from_compressed(CompressedImage(format="png", data=png.tobytes())), RGB)
+
+
+@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xe0 no jpeg", bytes(1000)])
+def test_broken_compressed_image_is_refused(data: bytes) -> None:
+    with pytest.raises(InputError, match="cannot be decoded"):
+        image_from_compressed(CompressedImage(format="jpeg", data=data))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"encoding": "mono16"}, "encoding"),
+        ({"encoding": ""}, "encoding"),
+        ({"height": 0}, "cannot be"),
+        ({"width": 0}, "cannot be"),
+        ({"step": 20}, "cannot be"),
+        ({"width": 2**31}, "cannot be"),
+        ({"height": 2**31}, "bytes"),
+        ({"data": b"12"}, "bytes"),
+        ({"data": b""}, "bytes"),
+    ],
+)
+def test_malformed_image_is_refused(change: dict, reason: str) -> None:
+    message = image_message(RGB, "rgb8")
+    for name, value in change.items():
+        setattr(message, name, value)
+    with pytest.raises(InputError, match=reason):
+        image_from_message(message)
+
+
+def camera_info(**change: object) -> CameraInfo:
+    message = CameraInfo(width=64, height=48, distortion_model="plumb_bob", d=[0.0] * 5)
+    message.k = [50.0, 0.0, 32.0, 0.0, 51.0, 24.0, 0.0, 0.0, 1.0]
+    message.p = [40.0, 0.0, 30.0, 0.0, 0.0, 41.0, 23.0, 0.0, 0.0, 0.0, 1.0, 0.0]
+    for name, value in change.items():
+        setattr(message, name, value)
+    return message
+
+
+def test_rectified_calibration_is_that_of_p() -> None:
+    camera = camera_from_message(camera_info())
+    assert (camera.fx, camera.fy, camera.cx, camera.cy) == (40, 41, 30, 23)
+    assert camera.distortion == ()
+
+
+def test_without_p_and_distortion_k_holds() -> None:
+    assert camera_from_message(camera_info(p=[0.0] * 12)).fx == 50
+
+
+def test_distorted_calibration_is_that_of_k_and_d() -> None:
+    camera = camera_from_message(camera_info(d=[0.1, -0.2, 0.0, 0.0, 0.0]))
+    assert camera.fx == 50
+    assert camera.distortion == (0.1, -0.2, 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"p": [float("nan")] * 12},
+        {"k": [float("inf")] * 9, "p": [0.0] * 12},
+        {"k": [0.0] * 9, "p": [0.0] * 12},
+        {"d": [float("nan")] * 5},
+        {"d": [0.1] * 3},
+        {"d": [0.1] * 5, "distortion_model": "fairground_mirror"},
+        {"width": 0},
+    ],
+)
+def test_unusable_calibration_is_refused(change: dict) -> None:
+    with pytest.raises(InputError):
+        camera_from_message(camera_info(**change))
+
+
+def test_pose_round_trip() -> None:
+    pose = se3.from_quaternion(np.array([1.0, -2, 3]), np.array([0.1, 0.2, 0.3, 0.9]))
+    assert np.allclose(pose_from_message(pose_to_message(pose)), pose, atol=1e-12)
+
+
+@pytest.mark.parametrize("broken", ["nan", "zero", "long"])
+def test_pose_without_meaning_is_refused(broken: str) -> None:
+    message = Pose()
+    if broken == "nan":
+        message.position.x = float("nan")
+    message.orientation.w = {"nan": 1.0, "zero": 0.0, "long": 3.0}[broken]
+    with pytest.raises(InputError):
+        pose_from_message(message)
+
+
+def map_points(count: int, width: int | None) -> MapPoints:
+    numbers = np.random.default_rng(2)
+    descriptors = None if width is None else numbers.integers(-127, 128, (count, width)).astype(np.int8)
+    return MapPoints(
+        numbers.normal(size=(count, 3)).astype(np.float32),
+        numbers.normal(size=(count, 6)).astype(np.float32),
+        np.zeros((count, 2), np.uint16),
+        descriptors,
+    )
+
+
+@pytest.mark.parametrize("count", [0, 1, 100])
+@pytest.mark.parametrize("width", [None, 1, 64])
+def test_cloud_round_trip(count: int, width: int | None) -> None:
+    points = map_points(count, width)
+    message = cloud_from_points(points, Header(frame_id="map"))
+    back = points_from_cloud(message)
+    assert np.array_equal(back.xyz, points.xyz)
+    assert np.array_equal(back.attributes, points.attributes)
+    if width is None:
+        assert back.descriptors is None
+    else:
+        assert np.array_equal(back.descriptors, points.descriptors)
+        field = message.fields[-1]
+        assert (field.name, field.datatype, field.count) == ("descriptor", PointField.INT8, width)
+
+
+def test_cloud_of_matches_holds_points_and_pixels() -> None:
+    message = cloud_from_matches(np.arange(6.0).reshape(2, 3), np.array([[7.0, 8.0], [9.0, 10.0]]), Header())
+    rows = np.frombuffer(message.data, np.float32).reshape(2, 5)
+    assert [field.name for field in message.fields] == ["x", "y", "z", "u", "v"]
+    assert rows.tolist() == [[0, 1, 2, 7, 8], [3, 4, 5, 9, 10]]
+
+
+@pytest.mark.parametrize(
+    "break_it",
+    [
+        lambda m: setattr(m, "data", m.data[:-1]),
+        lambda m: setattr(m, "width", 10**9),
+        lambda m: setattr(m, "point_step", 8),
+        lambda m: setattr(m, "point_step", 0),
+        lambda m: setattr(m, "is_bigendian", True),
+        lambda m: setattr(m, "fields", m.fields[1:]),
+        lambda m: setattr(m, "fields", []),
+        lambda m: setattr(m.fields[0], "offset", 10**6),
+        lambda m: setattr(m.fields[0], "datatype", PointField.FLOAT64),
+        lambda m: setattr(m.fields[0], "count", 3),
+        lambda m: setattr(m.fields[-1], "count", 10**6),
+        lambda m: setattr(m.fields[-1], "count", 0),
+        lambda m: setattr(m.fields[-1], "datatype", 77),
+        lambda m: m.data.__setitem__(slice(0, 4), array.array("B", np.float32(np.nan).tobytes())),
+    ],
+)
+def test_malformed_cloud_is_refused(break_it) -> None:
+    message = cloud_from_points(map_points(10, 4), Header())
+    break_it(message)
+    with pytest.raises(InputError):
+        points_from_cloud(message)

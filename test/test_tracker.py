@@ -1,0 +1,147 @@
+"""The tracker starts, follows, gets lost, comes back, and obeys a new initial pose."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from ep2ploc_core.tracker import State, Tracker, TrackerSettings
+
+SECOND = 10**9
+
+
+def at(x: float, y: float = 0.0) -> np.ndarray:
+    pose = np.eye(4)
+    pose[:2, 3] = x, y
+    return pose
+
+
+def lost_tracker() -> Tracker:
+    tracker = Tracker(TrackerSettings(lost_after=3))
+    tracker.set_initial(at(0))
+    tracker.accept(SECOND, at(0))
+    for k in range(3):
+        tracker.predict(2 * SECOND + k)
+        tracker.refuse()
+    assert tracker.state == State.LOST
+    return tracker
+
+
+def test_knows_nothing_without_an_initial_pose() -> None:
+    tracker = Tracker()
+    assert tracker.predict(SECOND) is None
+    assert tracker.state == State.INITIALIZING
+    assert not tracker.restart()
+
+
+def test_an_accepted_pose_starts_tracking() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(1))
+    assert np.allclose(tracker.predict(SECOND), at(1))
+    assert tracker.accept(SECOND, at(1.5))
+    assert tracker.state == State.TRACKING
+
+
+def test_refusals_at_the_start_keep_the_initial_pose() -> None:
+    tracker = Tracker(TrackerSettings(lost_after=2))
+    tracker.set_initial(at(1))
+    for k in range(5):
+        assert np.allclose(tracker.predict(k * SECOND), at(1))
+        tracker.refuse()
+    assert tracker.state == State.INITIALIZING
+
+
+def test_predicts_steady_motion_and_turning() -> None:
+    tracker = Tracker()
+    step = np.eye(4)
+    step[:2, :2] = [[np.cos(0.1), -np.sin(0.1)], [np.sin(0.1), np.cos(0.1)]]
+    step[0, 3] = 1.0
+    pose = at(0)
+    tracker.set_initial(pose)
+    for k in range(10):
+        tracker.accept(k * SECOND // 10, pose)
+        pose = pose @ step
+    assert np.allclose(tracker.predict(SECOND), pose, atol=1e-6)
+
+
+def test_prediction_ends_at_the_horizon() -> None:
+    tracker = Tracker(TrackerSettings(horizon=2.0))
+    tracker.set_initial(at(0))
+    tracker.accept(SECOND, at(0))
+    tracker.accept(2 * SECOND, at(1))
+    assert np.allclose(tracker.predict(3 * SECOND), at(2))
+    assert np.allclose(tracker.predict(100 * SECOND), at(3))
+
+
+def test_refusals_in_a_row_lose_it_and_an_acceptance_between_does_not() -> None:
+    tracker = Tracker(TrackerSettings(lost_after=3))
+    tracker.set_initial(at(0))
+    tracker.accept(SECOND, at(0))
+    for _ in range(4):
+        tracker.refuse()
+        tracker.refuse()
+        assert tracker.state == State.TRACKING
+        tracker.accept(SECOND, at(0))
+    lost_tracker()
+
+
+def test_comes_back_after_two_poses_that_agree() -> None:
+    tracker = lost_tracker()
+    assert not tracker.accept(4 * SECOND, at(5))
+    assert tracker.state == State.LOST
+    assert tracker.accept(4 * SECOND + SECOND // 10, at(5.5))
+    assert tracker.state == State.TRACKING
+
+
+def test_stays_lost_while_poses_disagree() -> None:
+    tracker = lost_tracker()
+    for k, x in enumerate([5, 50, 5, 50]):
+        assert not tracker.accept(4 * SECOND + k * SECOND // 10, at(x))
+    assert tracker.state == State.LOST
+
+
+def test_a_refusal_between_two_poses_does_not_count_as_agreement() -> None:
+    tracker = lost_tracker()
+    tracker.accept(4 * SECOND, at(5))
+    tracker.refuse()
+    assert not tracker.accept(4 * SECOND + SECOND // 10, at(5))
+    assert tracker.accept(4 * SECOND + SECOND // 5, at(5))
+
+
+@pytest.mark.parametrize("make", [Tracker, lost_tracker])
+def test_a_new_initial_pose_always_wins(make) -> None:
+    tracker = make()
+    tracker.set_initial(at(100))
+    assert np.allclose(tracker.predict(9 * SECOND), at(100))
+    assert tracker.accept(9 * SECOND, at(101))
+    assert tracker.state == State.TRACKING
+
+
+def test_time_that_jumps_back_starts_again_from_the_initial_pose() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(3))
+    for k in range(50, 60):
+        tracker.predict(k * SECOND)
+        tracker.accept(k * SECOND, at(k))
+    assert np.allclose(tracker.predict(50 * SECOND), at(3))
+    assert tracker.state == State.INITIALIZING
+
+
+def test_images_slightly_out_of_order_do_not_start_it_again() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(0))
+    tracker.predict(SECOND)
+    tracker.accept(SECOND, at(0))
+    assert np.allclose(tracker.predict(SECOND - SECOND // 10), at(0))
+    assert tracker.state == State.TRACKING
+
+
+def test_reset_forgets_and_restart_remembers_the_initial_pose() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(7))
+    tracker.accept(SECOND, at(8))
+    assert tracker.restart()
+    assert np.allclose(tracker.predict(2 * SECOND), at(7))
+    tracker.reset()
+    assert tracker.predict(3 * SECOND) is None
+    assert not tracker.has_initial
