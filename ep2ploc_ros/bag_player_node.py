@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
 
 from rclpy.publisher import Publisher
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -35,11 +34,10 @@ class BagPlayerNode(RunnableNode):
         super().__init__("bag_player")
         self._settings = declare(self, BagPlayerParameters)
         self._health = Health(self)
-        self._reader = _open(self._settings.bag)
         self._clock_publisher = self.create_publisher(Clock, "/clock", QoSProfile(depth=10))
-        self._publishers_by_id: dict[int, Publisher] = {}
+        self._publishers_by_topic: dict[str, Publisher] = {}
         self._image_publishers: list[Publisher] = []
-        for connection in self._reader.connections:
+        for connection in _connections(self._settings.bag):
             self._advertise(connection)
         self._stopping = threading.Event()
         self._player = threading.Thread(target=self._play_all, name="player", daemon=True)
@@ -63,18 +61,18 @@ class BagPlayerNode(RunnableNode):
         if any(profile.durability == QosDurability.TRANSIENT_LOCAL for profile in profiles):
             qos.durability = DurabilityPolicy.TRANSIENT_LOCAL
         publisher = self.create_publisher(kind, connection.topic, qos)
-        self._publishers_by_id[connection.id] = publisher
+        self._publishers_by_topic[connection.topic] = publisher
         if connection.msgtype in _IMAGE_TYPES:
             self._image_publishers.append(publisher)
 
     def _play_all(self) -> None:
         try:
-            with self._reader:
+            with Reader(Path(self._settings.bag)) as reader:
                 self._wait_for_subscribers()
                 self._health.report(OK, f"Playing {self._settings.bag}.")
-                self._play()
+                self._play(reader)
                 while self._settings.loop and not self._stopping.is_set():
-                    self._play()
+                    self._play(reader)
             self._stopping.wait(0.5)  # for the last messages to leave
         except Exception as error:  # a bag may hold anything
             if not self._stopping.is_set():
@@ -91,12 +89,12 @@ class BagPlayerNode(RunnableNode):
                 return
         self._stopping.wait(0.5)  # a subscriber that is seen may not see us yet
 
-    def _play(self) -> None:
-        first, start, count = self._reader.start_time, time.monotonic(), 0
-        for connection, stamp, raw in self._reader.messages():
+    def _play(self, reader: Reader) -> None:
+        first, start, count = reader.start_time, time.monotonic(), 0
+        for connection, stamp, raw in reader.messages():
             if not self._sleep_until(first, start, stamp):
                 return
-            publisher = self._publishers_by_id.get(connection.id)
+            publisher = self._publishers_by_topic.get(connection.topic)
             if publisher is not None:
                 publisher.publish(bytes(raw))
                 count += 1
@@ -117,11 +115,13 @@ class BagPlayerNode(RunnableNode):
         self._clock_publisher.publish(Clock(clock=Time(nanoseconds=stamp).to_msg()))
 
 
-def _open(bag: str) -> Any:
+def _connections(bag: str) -> list[Connection]:
+    """What a bag holds; raises InputError when it is none."""
     if not bag:
         raise InputError("No bag is given; set the parameter bag to a bag directory.")
     try:
-        return Reader(Path(bag))
+        with Reader(Path(bag)) as reader:
+            return list(reader.connections)
     except (ReaderError, OSError) as error:
         raise InputError(f"{bag} cannot be played: {error}") from error
 

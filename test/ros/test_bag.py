@@ -1,0 +1,156 @@
+"""A drive becomes a bag, the bag is read and played back, unchanged and in the drive's own time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.rosbag2 import Reader
+from rosbags.typesys import Stores, get_typestore
+from rosgraph_msgs.msg import Clock
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.errors import InputError
+from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
+
+CALIBRATION = """S_rect_02: 64 48
+P_rect_02: 50 0 32 2 0 50 24 0 0 0 1 0
+R_rect_00: 1 0 0 0 1 0 0 0 1
+"""
+
+
+@pytest.fixture(scope="module")
+def drive(tmp_path_factory: pytest.TempPathFactory) -> KittiDrive:
+    """Five frames at 10 Hz, one metre apart; frame 1 has no scan, frame 3 no image."""
+    root = tmp_path_factory.mktemp("date")
+    (root / "calib_cam_to_cam.txt").write_text(CALIBRATION)
+    (root / "calib_velo_to_cam.txt").write_text("R: 0 -1 0 0 0 -1 1 0 0\nT: 0 -0.1 -0.3\n")
+    path = root / "drive_0001_sync"
+    numbers = np.random.default_rng(3)
+    (path / "image_02" / "data").mkdir(parents=True)
+    (path / "velodyne_points" / "data").mkdir(parents=True)
+    for k in range(5):
+        if k != 3:
+            pixels = numbers.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+            cv2.imwrite(str(path / "image_02" / "data" / f"{k:010}.png"), pixels)
+        if k != 1:
+            numbers.normal(size=(20 + k, 4)).astype(np.float32).tofile(
+                path / "velodyne_points" / "data" / f"{k:010}.bin"
+            )
+    stamps = "\n".join(f"2011-09-26 13:02:25.{k}00000001" for k in range(5))
+    (path / "image_02" / "timestamps.txt").write_text(stamps)
+    poses = "\n".join(f"1 0 0 {k} 0 1 0 0 0 0 1 0" for k in range(5))
+    (path / "poses_lidar.txt").write_text(poses)
+    return KittiDrive(path)
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_bag_holds_what_the_drive_holds(drive: KittiDrive, tmp_path: Path, storage: str) -> None:
+    bag = tmp_path / "bag"
+    start = drive.map_from_camera(drive.frame(2))
+    assert write_kitti_bag(drive, bag, initial_poses={2: start}, storage=storage) == 5
+    store = get_typestore(Stores.ROS2_JAZZY)
+    found: dict[str, list] = {}
+    with Reader(bag) as reader:
+        for connection, received, raw in reader.messages():
+            message = store.deserialize_cdr(raw, connection.msgtype)
+            found.setdefault(connection.topic, []).append((received, message))
+    images = found["/camera/image"]
+    frames = [frame for frame in drive.frames if frame.image_path]
+    assert [nanoseconds(image.header.stamp) for _, image in images] == [round(f.stamp * 1e9) for f in frames]
+    assert all(received == nanoseconds(image.header.stamp) for received, image in images)
+    for frame, (_, image) in zip(frames, images, strict=True):
+        assert np.array_equal(image.data.reshape(48, 64, 3), drive.read_image(frame))
+    clouds = found["/points"]
+    assert [cloud.width for _, cloud in clouds] == [20, 22, 23, 24]
+    assert np.array_equal(clouds[0][1].data.view(np.float32).reshape(-1, 4), drive.read_scan(drive.frames[0]))
+    received, given = found["/initialpose"][0]
+    assert received == round(drive.frame(2).stamp * 1e9) - INITIAL_POSE_LEAD
+    assert given.header.frame_id == "map"
+    assert np.allclose(pose_from_message(given.pose.pose), start)
+    truth = found["/ground_truth/pose"]
+    assert np.allclose(pose_from_message(truth[4][1].pose), drive.map_from_camera(drive.frame(4)))
+    placed = {t.child_frame_id: t for t in found["/tf_static"][0][1].transforms}
+    assert set(placed) == {"lidar", "camera"}
+    translation = placed["camera"].transform.translation
+    base_from_camera = np.linalg.inv(drive.camera_from_lidar)
+    assert np.allclose([translation.x, translation.y, translation.z], base_from_camera[:3, 3])
+
+
+def test_bag_of_chosen_frames(drive: KittiDrive, tmp_path: Path) -> None:
+    assert write_kitti_bag(drive, tmp_path / "bag", frames=[1, 4]) == 2
+    with Reader(tmp_path / "bag") as reader:
+        counts = {connection.topic: connection.msgcount for connection in reader.connections}
+    assert counts["/camera/image"] == 2
+    assert counts["/points"] == 1
+    assert counts["/initialpose"] == 0
+
+
+def test_bag_is_replaced_but_nothing_else_is(drive: KittiDrive, tmp_path: Path) -> None:
+    write_kitti_bag(drive, tmp_path / "bag", frames=[1])
+    write_kitti_bag(drive, tmp_path / "bag", frames=[2])
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(InputError, match="left alone"):
+        write_kitti_bag(drive, tmp_path / "precious")
+    with pytest.raises(InputError, match="no frame 77"):
+        write_kitti_bag(drive, tmp_path / "other", frames=[77])
+    with pytest.raises(InputError, match="storage"):
+        write_kitti_bag(drive, tmp_path / "other", storage="floppy")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["bag", "precious"]
+
+
+def test_truncated_scan_leaves_no_bag_behind(drive: KittiDrive, tmp_path: Path) -> None:
+    broken = KittiDrive(drive.path)
+    broken.frames[2].scan_path = tmp_path / "short.bin"
+    (tmp_path / "short.bin").write_bytes(bytes(17))
+    with pytest.raises(InputError, match="truncated"):
+        write_kitti_bag(broken, tmp_path / "bag")
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["short.bin"]
+
+
+def test_player_publishes_the_bag_and_its_clock(listener, start, drive: KittiDrive, tmp_path: Path) -> None:
+    bag = tmp_path / "bag"
+    write_kitti_bag(drive, bag, initial_poses={0: np.eye(4)})
+    images = listener.listen(Image, "/camera/image")
+    infos = listener.listen(CameraInfo, "/camera/camera_info")
+    clouds = listener.listen(PointCloud2, "/points")
+    given = listener.listen(PoseWithCovarianceStamped, "/initialpose")
+    truth = listener.listen(PoseStamped, "/ground_truth/pose")
+    clock = listener.listen(Clock, "/clock", 1000)
+    player = start("bag_player_node", bag=bag, rate=2)
+    listener.wait(lambda: player.process.poll() is not None)
+    assert player.process.returncode == 0
+    assert [len(one) for one in (images, infos, clouds, given, truth)] == [4, 4, 4, 1, 5]
+    assert np.array_equal(image_from_message(images[0]), drive.read_image(drive.frames[0]))
+    camera = camera_from_message(infos[0])
+    assert (camera.width, camera.fx, camera.cx) == (64, 50, 32)
+    times = [nanoseconds(message.clock) for message in clock]
+    assert times == sorted(times)
+    assert times[-1] == nanoseconds(truth[-1].header.stamp)
+
+
+def test_player_latches_what_was_latched_and_loops(listener, start, drive: KittiDrive, tmp_path: Path) -> None:
+    bag = tmp_path / "bag"
+    write_kitti_bag(drive, bag)
+    images = listener.listen(Image, "/camera/image")
+    player = start("bag_player_node", bag=bag, loop=True, rate=5)
+    listener.wait(lambda: len(images) > 8)
+    stamps = [nanoseconds(image.header.stamp) for image in images]
+    assert stamps[4:8] == stamps[:4]
+    static = listener.listen(TFMessage, "/tf_static", QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL))
+    listener.wait(lambda: static)
+    assert player.interrupt() == 0
+
+
+def test_player_refuses_what_is_no_bag(start, tmp_path: Path) -> None:
+    player = start("bag_player_node", bag=tmp_path)
+    assert player.process.wait(timeout=60) == 2
+    assert "cannot be played" in player.log.read_text()
+    assert "Traceback" not in player.log.read_text()
