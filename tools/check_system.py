@@ -55,7 +55,7 @@ def main() -> None:
         )
     elif packages:
         sys.exit(
-            "This machine lacks {0}; run `sudo apt-get update && sudo apt-get install -y {1}`, then make again.".format(
+            "This machine lacks {}; run `sudo apt-get update && sudo apt-get install -y {}`, then make again.".format(
                 ", ".join(packages), " ".join(packages)
             )
         )
