@@ -1,0 +1,359 @@
+"""Training samples: posed images and map points become batches of (image, points, wrong start pose, true pose).
+
+Everything that could give the true pose away is built from the start pose: the crop of the map, the visible points,
+the grid of voxels. A frame's own scan and a randomly wide run of its neighbours are taken out of the map.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ep2ploc_core import se3
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.visibility import VisibilitySettings, open_depth, pooling_kernel, remove_invisible
+
+# Half widths of the start error along and about the camera's axes: right, down, forward (m); pitch, yaw, roll.
+START_RANGE = np.array([2.0, 0.5, 2.0, math.radians(3), math.radians(10), math.radians(3)])
+
+
+@dataclass(frozen=True)
+class SamplingSettings:
+    """How samples are drawn. `images` per batch in groups of `group` neighbours that share one crop of the map, each
+    with `starts` start poses. `world` turns, mirrors and thins the map at random (off for adaptation to one site)."""
+
+    images: int = 3
+    group: int = 2
+    starts: int = 2
+    points: int = 512
+    world: bool = True
+    hole: int = 3
+    hole_extra: int = 4
+    crop_radius: float = 45.0
+    grid: float = 4.0
+    rotate_degrees: float = 3.0
+    zoom: float = 0.15
+    color: float = 0.3
+
+
+@dataclass
+class Scene:
+    """One place: map points, and images taken in it. images: list of `(H, W, 3)` uint8; map_from_camera `(n, 4, 4)`;
+    frames `(n,)`: the frame number of each image, by which its own scan is found in `points.seen`, or None when the
+    map is the image's own scan."""
+
+    points: MapPoints
+    images: list[np.ndarray]
+    cameras: list[Camera]
+    map_from_camera: np.ndarray
+    frames: np.ndarray | None
+    name: str = ""
+    code_voxel: np.ndarray | None = None
+    surfaces: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Batch:
+    """I images, C clouds with P points in all, V views (an image from a wrong start) of N points each."""
+
+    images: Tensor  # (I, 3, H, W) 0..1
+    intrinsics: Tensor  # (I, 4)
+    xyz: Tensor  # (P, 3) metres
+    attributes: Tensor  # (P, 6)
+    cloud: Tensor  # (P,) int64
+    code_voxel: Tensor | None  # (P,) int64, the site's voxel of each point, when there is one site
+    image_of_view: Tensor  # (V,) int64
+    point_of_view: Tensor  # (V, N) int64, into the P points
+    valid: Tensor  # (V, N) bool
+    visible: Tensor  # (V, N) bool: not hidden at the true pose
+    start_camera_from_map: Tensor  # (V, 4, 4)
+    true_camera_from_map: Tensor  # (V, 4, 4)
+    sigma: Tensor  # (V, 6)
+
+    def to(self, device: torch.device) -> Batch:
+        """The batch on a device."""
+        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+
+
+def network_size(camera: Camera, width: int) -> tuple[int, int]:
+    """Width and height in pixels at which the network sees this camera's images: multiples of 32."""
+    return width, max(32, round(camera.height * width / camera.width / 32) * 32)
+
+
+def start_sigma(scale: float) -> np.ndarray:
+    """Standard deviations `(6,)` of a start drawn uniformly from START_RANGE x scale."""
+    return START_RANGE * scale / math.sqrt(3)
+
+
+def draw_start(rng: np.random.Generator, scale: float) -> np.ndarray:
+    """A start error `(6,)` drawn uniformly from START_RANGE x scale, along and about the camera's axes."""
+    return rng.uniform(-1, 1, 6) * START_RANGE * scale
+
+
+class Sampler:
+    """Batches by number: batch k of a seed is always the same, so training resumes exactly."""
+
+    def __init__(self, scenes: list[Scene], image_width: int, settings: SamplingSettings, seed: int) -> None:
+        self.scenes = scenes
+        self.settings = settings
+        self.seed = seed
+        self.image_width = image_width
+        # Scenes are drawn by their number of images, damped, so that long drives do not drown the single frames.
+        weights = np.array([len(scene.images) ** 0.75 for scene in scenes])
+        self.scene_share = weights / weights.sum()
+        self.visibility = VisibilitySettings(margin=0.15)
+
+    def batch(self, number: int, noise_scale: float) -> Batch:
+        """Batch `number` with start errors up to START_RANGE x `noise_scale`."""
+        rng = np.random.default_rng((self.seed, number))
+        parts: list[dict[str, np.ndarray | Tensor]] = []
+        clouds: list[dict[str, np.ndarray]] = []
+        images: list[np.ndarray] = []
+        intrinsics: list[np.ndarray] = []
+        offset = 0
+        while len(images) < self.settings.images:
+            scene = self.scenes[rng.choice(len(self.scenes), p=self.scene_share)]
+            chosen = self._neighbours(scene, rng, min(self.settings.group, self.settings.images - len(images)))
+            cloud, views, pictures, lenses = self._group(scene, chosen, noise_scale, rng)
+            for view in views:
+                view["image_of_view"] = view["image_of_view"] + len(images)
+                view["point_of_view"] = view["point_of_view"] + offset
+            cloud["cloud"] = np.full(len(cloud["xyz"]), len(clouds), np.int64)
+            offset += len(cloud["xyz"])
+            parts += views
+            clouds.append(cloud)
+            images += pictures
+            intrinsics += lenses
+
+        def stack(name: str) -> Tensor:
+            return torch.from_numpy(np.stack([np.asarray(part[name]) for part in parts]))
+
+        def join(name: str) -> Tensor:
+            return torch.from_numpy(np.concatenate([cloud[name] for cloud in clouds]))
+
+        pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255
+        return Batch(
+            images=pixels.contiguous(memory_format=torch.channels_last),
+            intrinsics=torch.from_numpy(np.stack(intrinsics)).float(),
+            xyz=join("xyz"),
+            attributes=join("attributes"),
+            cloud=join("cloud"),
+            code_voxel=join("code_voxel") if "code_voxel" in clouds[0] else None,
+            image_of_view=stack("image_of_view"),
+            point_of_view=stack("point_of_view"),
+            valid=stack("valid"),
+            visible=stack("visible"),
+            start_camera_from_map=stack("start").float(),
+            true_camera_from_map=stack("true").float(),
+            sigma=stack("sigma").float(),
+        )
+
+    def _neighbours(self, scene: Scene, rng: np.random.Generator, count: int) -> list[int]:
+        first = int(rng.integers(len(scene.images)))
+        if scene.frames is None:
+            return [first] * min(count, 1)
+        distance = np.linalg.norm(scene.map_from_camera[:, :3, 3] - scene.map_from_camera[first, :3, 3], axis=1)
+        near = np.flatnonzero(distance < 12)
+        others = rng.permutation(near[near != first])[: count - 1]
+        return [first, *others.tolist()]
+
+    def _group(
+        self, scene: Scene, chosen: list[int], noise_scale: float, rng: np.random.Generator
+    ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray | Tensor]], list[np.ndarray], list[np.ndarray]]:
+        """Cloud, views, images and intrinsics of one group of neighbouring images."""
+        settings = self.settings
+        starts = []  # (image in group, camera frame error)
+        for image in range(len(chosen)):
+            for _ in range(settings.starts):
+                # Some small errors too: the second pass starts from where the first one ended.
+                scale = noise_scale * (1.0 if rng.random() < 0.65 else 10 ** rng.uniform(-1, 0))
+                starts.append((image, draw_start(rng, scale), scale))
+        start_map_from_camera = [
+            scene.map_from_camera[chosen[image]] @ se3.exp(torch.from_numpy(error)).numpy() for image, error, _ in starts
+        ]
+        # Moved by whole voxels of the coarsest level, so that the grid of a crop is the grid of the whole map.
+        centre = np.mean([pose[:3, 3] for pose in start_map_from_camera], axis=0)
+        centre = np.round(centre / settings.grid) * settings.grid
+        keep = self._crop(scene, chosen, start_map_from_camera, centre, rng)
+        xyz = (scene.points.xyz[keep] - centre).astype(np.float32)
+        attributes = scene.points.attributes[keep].copy()
+        world = np.eye(4)
+        mirrored = settings.world and rng.random() < 0.5
+        if settings.world:
+            turn = rng.uniform(-math.pi, math.pi)
+            world[:2, :2] = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+            if mirrored:
+                world[:, 1] *= -1
+            xyz = xyz @ world[:3, :3].T.astype(np.float32)
+            attributes[:, 1:4] = attributes[:, 1:4] @ world[:3, :3].T.astype(np.float32)
+        # World mirrored, camera mirrored with it: the pose stays a rotation.
+        flip = np.diag([-1.0, 1, 1, 1]) if mirrored else np.eye(4)
+        shift = np.eye(4)
+        shift[:3, 3] = -centre
+
+        pictures, lenses, cameras, turns = [], [], [], []
+        for index in chosen:
+            picture, camera, turn = self._augment_image(scene.images[index], scene.cameras[index], mirrored, rng)
+            pictures.append(picture)
+            cameras.append(camera)
+            lenses.append(camera.intrinsics)
+            turns.append(turn)
+        points = torch.from_numpy(np.ascontiguousarray(xyz))
+        views: list[dict[str, np.ndarray | Tensor]] = []
+        for (image, _, scale), start in zip(starts, start_map_from_camera, strict=True):
+            # camera_new = turn @ flip @ camera: the augmented image is that of a turned, maybe mirrored camera.
+            to_camera = turns[image] @ flip
+            true = to_camera @ np.linalg.inv(world @ shift @ scene.map_from_camera[chosen[image]])
+            begin = to_camera @ np.linalg.inv(world @ shift @ start)
+            index, valid = self._pick(points, begin, cameras[image], rng)
+            views.append({
+                "image_of_view": np.int64(image),
+                "point_of_view": index,
+                "valid": valid,
+                "visible": self._visible(scene, chosen[image], keep[index]),
+                "start": begin,
+                "true": true,
+                "sigma": start_sigma(scale),
+            })  # fmt: skip
+        cloud = {"xyz": np.ascontiguousarray(xyz, np.float32), "attributes": attributes}
+        if scene.code_voxel is not None:
+            cloud["code_voxel"] = scene.code_voxel[keep]
+        return cloud, views, pictures, lenses
+
+    def _crop(
+        self,
+        scene: Scene,
+        chosen: list[int],
+        starts: list[np.ndarray],
+        centre: np.ndarray,
+        rng: np.random.Generator,
+    ) -> np.ndarray:
+        """Indices of the map points ahead of the start poses, without the scans of these images."""
+        settings = self.settings
+        relative = scene.points.xyz - centre.astype(np.float32)
+        forward = np.mean([start[:3, 2] for start in starts], axis=0).astype(np.float32)
+        ahead = relative @ forward
+        aside = np.abs(relative[:, 0] * forward[1] - relative[:, 1] * forward[0])
+        camera = scene.cameras[chosen[0]]
+        widest = np.float32(0.5 * camera.width / camera.fx + math.tan(START_RANGE[4]))
+        keep = (ahead > -6) & (ahead < settings.crop_radius) & (aside < 8 + widest * ahead.clip(0))
+        if scene.frames is not None:
+            frames = scene.frames[chosen]
+            low = frames.min() - settings.hole - rng.integers(settings.hole_extra + 1)
+            high = frames.max() + settings.hole + rng.integers(settings.hole_extra + 1)
+            keep &= (scene.points.seen[:, 0] < low) | (scene.points.seen[:, 1] > high)
+        index = np.flatnonzero(keep)
+        if settings.world:
+            share = rng.uniform(0.4, 1.0)
+            index = index[rng.random(len(index)) < share]
+        return index
+
+    def _augment_image(
+        self, image: np.ndarray, camera: Camera, mirrored: bool, rng: np.random.Generator
+    ) -> tuple[np.ndarray, Camera, np.ndarray]:
+        """The image at network size as a slightly turned and zoomed camera would see it: image, camera, turn `(4, 4)`."""
+        settings = self.settings
+        size = network_size(camera, self.image_width)
+        target = camera.resized(*size)
+        if mirrored:
+            image = image[:, ::-1]
+            camera = Camera.from_matrix(
+                camera.width, camera.height,
+                np.array([[camera.fx, 0, camera.width - 1 - camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]),
+            )  # fmt: skip
+            target = camera.resized(*size)
+        zoom = 1 + rng.uniform(0, settings.zoom)
+        angles = np.radians(rng.uniform(-1, 1, 3) * settings.rotate_degrees * [0.5, 1.0, 1.0])
+        turn = se3.exp(torch.from_numpy(np.r_[np.zeros(3), angles])).numpy()
+        matrix = target.matrix * [[zoom], [zoom], [1]]
+        matrix[:2, 2] = target.matrix[:2, 2] * zoom - (zoom - 1) * np.array(size) * rng.uniform(0.3, 0.7, 2)
+        homography = matrix @ turn[:3, :3] @ np.linalg.inv(camera.matrix)
+        # Reduced before it is warped: a warp alone would alias.
+        half = max(1, camera.width // (2 * size[0]))
+        if half > 1:
+            image = cv2.resize(image, (camera.width // half, camera.height // half), interpolation=cv2.INTER_AREA)
+            homography = homography @ np.diag([camera.width / image.shape[1], camera.height / image.shape[0], 1])
+        picture = cv2.warpPerspective(
+            np.ascontiguousarray(image), homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
+            borderValue=(115, 115, 115),
+        )  # fmt: skip
+        return _recolor(picture, settings.color, rng), Camera.from_matrix(*size, matrix), turn
+
+    def _pick(
+        self, points: Tensor, camera_from_map: np.ndarray, camera: Camera, rng: np.random.Generator
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Visible points from the start, evenly over the image: indices `(N,)` and which of them are no padding."""
+        pose = torch.from_numpy(camera_from_map).float()
+        visible = remove_invisible(
+            points, pose, camera.intrinsics_tensor(), (camera.width, camera.height), self.visibility
+        )
+        seed = torch.from_numpy(rng.random(len(visible.index)))
+        chosen = visible.index[spread_over_image(visible.pixels, seed, self.settings.points)].numpy()
+        index = np.zeros(self.settings.points, np.int64)
+        index[: len(chosen)] = chosen
+        return index, np.arange(self.settings.points) < len(chosen)
+
+    def _visible(self, scene: Scene, image: int, index: np.ndarray) -> np.ndarray:
+        """Which points are not hidden at the true pose: behind the opened depth of all points drawn there."""
+        camera = scene.cameras[image].resized(*network_size(scene.cameras[image], self.image_width))
+        camera_from_map = torch.from_numpy(np.linalg.inv(scene.map_from_camera[image])).float()
+        if image not in scene.surfaces:
+            scene.surfaces[image] = _surface(scene.points.xyz, camera_from_map, camera, self.visibility)
+        surface = scene.surfaces[image]
+        place = se3.apply(camera_from_map, torch.from_numpy(scene.points.xyz[index]))
+        depth = place[:, 2].clamp(min=0.1)
+        column = (place[:, 0] / depth * camera.fx + camera.cx).round().long()
+        row = (place[:, 1] / depth * camera.fy + camera.cy).round().long()
+        inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+        limit = surface[row.clamp(0, camera.height - 1), column.clamp(0, camera.width - 1)].float()
+        slack = (self.visibility.tolerance_share * depth).clamp(min=self.visibility.tolerance_metres)
+        return (~inside | (depth <= limit + slack)).numpy()
+
+
+def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) -> Tensor:
+    """Indices of at most `count` of the pixels `(M, 2)`, a like share from each image cell of `cell` pixels.
+
+    `order` `(M,)` ranks the pixels within their cell; first every cell gives its first, then its second, and so on.
+    """
+    key = (pixels[:, 1] / cell).floor().long() * 100_000 + (pixels[:, 0] / cell).floor().long()
+    by_order = order.argsort()
+    sequence = by_order[key[by_order].argsort(stable=True)]
+    sorted_key = key[sequence]
+    first = torch.ones_like(sorted_key, dtype=torch.bool)
+    first[1:] = sorted_key[1:] != sorted_key[:-1]
+    position = torch.arange(len(sequence))
+    start = torch.where(first, position, torch.zeros_like(position)).cummax(0).values
+    rank = (position - start).to(order.dtype) + order[sequence] / (order.max() + 1 if len(order) else 1)
+    return sequence[rank.argsort()[:count]]
+
+
+def _surface(xyz: np.ndarray, camera_from_map: Tensor, camera: Camera, settings: VisibilitySettings) -> Tensor:
+    """Opened depth `(H, W)` float16 of all points from the true pose."""
+    place = se3.apply(camera_from_map, torch.from_numpy(xyz))
+    depth = place[:, 2]
+    column = (place[:, 0] / depth.clamp(min=0.1) * camera.fx + camera.cx).round().long()
+    row = (place[:, 1] / depth.clamp(min=0.1) * camera.fy + camera.cy).round().long()
+    inside = (depth > settings.nearest) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+    buffer = torch.full((camera.height * camera.width,), torch.inf)
+    buffer.scatter_reduce_(0, (row * camera.width + column)[inside], depth[inside], "amin")
+    grid = buffer.view(1, 1, camera.height, camera.width)
+    return open_depth(grid, pooling_kernel(camera.width, settings))[0, 0].half()
+
+
+def _recolor(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Exposure, contrast, gamma, saturation and noise, each at random up to `strength`."""
+    value = image.astype(np.float32) / 255
+    value = value ** np.exp(rng.uniform(-strength, strength))
+    grey = value.mean(2, keepdims=True)
+    value = grey + (value - grey) * (1 + rng.uniform(-1, 1) * strength)
+    value = value * np.exp(rng.uniform(-strength, strength) * 0.7) * (1 + rng.uniform(-0.2, 0.2, 3) * strength)
+    mean = value.mean()
+    value = mean + (value - mean) * (1 + rng.uniform(-1, 1) * strength)
+    value += rng.standard_normal(value.shape, np.float32) * rng.uniform(0, 0.06) * strength
+    return np.round(value.clip(0, 1) * 255).astype(np.uint8)

@@ -1,0 +1,98 @@
+"""Tracking in an accumulated map: localize each query from wrong starts, and compare with the truth.
+
+What it leaks: the start lies within a known box around the truth. What it must not leak: the query's own scan and its
+neighbours have to be left out of the map (`ep2ploc map build --hold-out QUERIES`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.queries import Queries
+from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.evaluation.metrics import axis_error, summarize
+from ep2ploc_core.localizer import Localization, Localizer
+
+
+@dataclass(frozen=True)
+class TrackingProtocol:
+    """Start errors drawn uniformly up to `metres` (a quarter of it up and down) and `degrees` of yaw (a third of pitch
+    and roll), `repeats` for each query. `swap`: each query gets the image of another one, half the drive away: a
+    network that looks at the image must do badly then."""
+
+    metres: float = 2.0
+    degrees: float = 10.0
+    repeats: int = 1
+    seed: int = 0
+    swap: bool = False
+
+
+def evaluate_tracking(
+    localizer: Localizer,
+    queries: Queries,
+    protocol: TrackingProtocol,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, object]:
+    """`{"protocol", "results": one row per query and start, "summary", "start": summary of the starts themselves}`."""
+    if queries.map_from_camera is None:
+        raise InputError(f"{queries.path} has no poses.txt, so there is nothing to compare with.")
+    rng = np.random.default_rng(protocol.seed)
+    rows: list[dict[str, object]] = []
+    starts: list[dict[str, object]] = []
+    total = len(queries) * protocol.repeats
+    scale = np.array([protocol.metres / START_RANGE[0]] * 3 + [math.radians(protocol.degrees) / START_RANGE[4]] * 3)
+    for query in range(len(queries)):
+        truth = queries.map_from_camera[query]
+        shown = (query + len(queries) // 2) % len(queries) if protocol.swap else query
+        image = queries.image(shown)
+        for _ in range(protocol.repeats):
+            error = draw_start(rng, 1.0) * scale
+            start = truth @ se3.exp(torch.from_numpy(error)).numpy()
+            result = localizer.localize(image, queries.camera, start)
+            name = {"image": queries.image_paths[shown].name, "query": query}
+            rows.append({**name, **result_row(result), **_errors(result.map_from_camera, truth)})
+            starts.append({**name, "status": "ok", "seconds": 0.0, **_errors(start, truth)})
+            progress(len(rows), total)
+    return {
+        "protocol": {"name": "tracking", **asdict(protocol)},
+        "summary": summarize(rows),
+        "start": summarize(starts),
+        "results": rows,
+    }
+
+
+def result_row(result: Localization) -> dict[str, object]:
+    """The promised form of one result in JSON."""
+    pose, covariance = result.map_from_camera, result.covariance
+    return {
+        "status": result.status,
+        "map_from_camera": None if pose is None else pose.tolist(),
+        "covariance": None if covariance is None else covariance.tolist(),
+        "num_matches": result.num_matches,
+        "num_inliers": result.num_inliers,
+        "score": round(result.score, 4),
+        "reason": result.reason,
+        "seconds": round(result.seconds, 4),
+    }
+
+
+def _errors(estimate: np.ndarray | None, truth: np.ndarray) -> dict[str, object]:
+    if estimate is None:
+        return {}
+    metres, radians = se3.pose_error(estimate, truth)
+    axes = axis_error(estimate, truth)
+    return {
+        "translation_error_m": round(metres, 4),
+        "rotation_error_deg": round(math.degrees(radians), 4),
+        "lateral_error_m": round(axes.lateral, 4),
+        "down_error_m": round(axes.down, 4),
+        "forward_error_m": round(axes.forward, 4),
+        "yaw_error_deg": round(math.degrees(axes.yaw), 4),
+    }

@@ -1,0 +1,286 @@
+"""From an image to a pose: the stages of EP2P-Loc in the order in which an image meets them."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from ep2ploc_core import se3
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.sampling import network_size, spread_over_image, start_sigma
+from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.map.point_map import MapPoints, MapSource
+from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
+from ep2ploc_core.model.patch_classifier import PatchScores
+from ep2ploc_core.pose.pnp import refine, solve_ransac
+from ep2ploc_core.pose.score_search import SearchSettings, pose_log_likelihood, search_pose
+from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
+
+
+@dataclass(frozen=True)
+class LocalizerSettings:
+    """How an image is localized. Lengths in metres, thresholds in pixels of the network's image.
+
+    prior_scale: how wrong a prior may be, as a share of 2 m and 10 degrees; second_scale: the same for the second
+    pass. The `least_` values are the evidence below which a pose is refused; `covariance_scale` makes the predicted
+    errors as large as those seen on validation drives.
+    """
+
+    radius: float = 60.0
+    points: int = 1024
+    prior_scale: float = 1.0
+    second_scale: float = 0.3
+    match_threshold: float = 6.0
+    robust_scale: float = 3.0
+    least_points: int = 60
+    least_matches: int = 40
+    least_inlier_ratio: float = 0.5
+    greatest_sigma_metres: float = 1.0
+    covariance_scale: float = 1.0
+    search: SearchSettings = field(default_factory=SearchSettings)
+    visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
+
+
+@dataclass
+class Localization:
+    """The answer for one image: a pose with its covariance, or a refusal with its reason.
+
+    map_from_camera `(4, 4)` float64 and covariance `(6, 6)` (x y z rx ry rz, metres and radians, map axes; the tangent
+    of `se3.perturb`) are None when refused. points_map `(M, 3)` and pixels `(M, 2)` of the given image: the inliers.
+    """
+
+    status: str
+    reason: str = ""
+    map_from_camera: np.ndarray | None = None
+    covariance: np.ndarray | None = None
+    num_matches: int = 0
+    num_inliers: int = 0
+    score: float = 0.0
+    seconds: float = 0.0
+    points_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
+    pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+
+
+@dataclass
+class Query:
+    """An image as the network sees it: its features, the pinhole of that size, and the scale back to the given image."""
+
+    features: ImageFeatures
+    camera: Camera
+    intrinsics: Tensor
+    scale: np.ndarray
+
+
+@dataclass
+class Matching:
+    """Scores of the visible points from one pose: `view` and `scores` of batch size 1, `log_likelihood` of the best pose
+    found among them, `map_from_camera` `(4, 4)` float32, relative to the local origin."""
+
+    view: PointView
+    scores: PatchScores
+    map_from_camera: Tensor
+    log_likelihood: float
+
+
+@dataclass
+class Matches:
+    """2D-3D matches: points `(M, 3)` relative to the local origin, pixels `(M, 2)` of the network's image, weights."""
+
+    points: np.ndarray
+    pixels: np.ndarray
+    weights: np.ndarray
+
+
+class Localizer:
+    """Finds camera poses in one map. The map may be replaced between calls (`point_map`)."""
+
+    def __init__(
+        self,
+        network: EP2PLoc,
+        point_map: MapSource,
+        device: str | torch.device = "cpu",
+        settings: LocalizerSettings = LocalizerSettings(),
+    ) -> None:
+        self.network = network.eval().to(device)
+        self.point_map = point_map
+        self.device = torch.device(device)
+        self.settings = settings
+
+    @torch.inference_mode()
+    def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
+        """Where the camera was when it took the image.
+
+        image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more than
+        about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map was not
+        encoded with this network.
+        """
+        begin = time.perf_counter()
+        if prior is None:
+            return self._refuse("no prior pose: give a first guess of the pose", begin)
+        points = self._points_around(prior)
+        if len(points) < self.settings.least_points:
+            return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
+        query = self._encode(image, camera)
+        origin = np.round(prior[:3, 3])
+        guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
+
+        first = self._match(query, points, origin, guess, self.settings.prior_scale)
+        if first is None:
+            return self._refuse("too few map points are visible from the prior pose", begin)
+        second = self._match(query, points, origin, first.map_from_camera, self.settings.second_scale)
+        if second is None:
+            return self._refuse("too few map points are visible from the pose found", begin)
+        matches = self._decide(query, second)
+        return self._solve(query, second, matches, origin, begin)
+
+    def _points_around(self, prior: np.ndarray) -> MapPoints:
+        if self.point_map.checkpoint != self.network.fingerprint:
+            raise MapError(
+                f"The map was encoded with network '{self.point_map.checkpoint or 'none'}' but this is "
+                f"'{self.network.fingerprint}'; encode it again with `ep2ploc map encode`."
+            )
+        return self.point_map.query(prior[:3, 3], self.settings.radius)
+
+    def _encode(self, image: np.ndarray, camera: Camera) -> Query:
+        """Undistorts and resizes the image and runs the image encoder on it."""
+        if image.ndim == 2:
+            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
+        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+            raise InputError(f"The image has shape {image.shape} and type {image.dtype}; give 8-bit grey or RGB.")
+        image, pinhole = camera.undistort(image)
+        size = network_size(pinhole, self.network.config.image_width)
+        shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
+        small = pinhole.resized(*size)
+        intrinsics = small.intrinsics_tensor()[None].to(self.device)
+        tensor = torch.from_numpy(shrunk).permute(2, 0, 1)[None].float().to(self.device) / 255
+        features = self.network.encode_image(tensor.contiguous(memory_format=torch.channels_last), intrinsics)
+        return Query(features, small, intrinsics, np.array([camera.width / size[0], camera.height / size[1]]))
+
+    def _match(
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
+    ) -> Matching | None:
+        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
+        view = self._view(query, points, origin, guess, scale)
+        if view is None:
+            return None
+        scores = self.network.classify(view, query.features.patches, query.intrinsics)
+        found = search_pose(
+            scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
+            float(self.network.log_pose_temperature.exp()), self.settings.search,
+        )  # fmt: skip
+        return Matching(view, scores, found.map_from_camera, found.log_probability)
+
+    def _view(
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
+    ) -> PointView | None:
+        """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x (2 m, 10 degrees)."""
+        local = (points.xyz.astype(np.float64) + self.point_map.origin - origin).astype(np.float32)
+        xyz = torch.from_numpy(local).to(self.device)
+        camera_from_map = se3.inverse(guess)
+        size = (query.camera.width, query.camera.height)
+        visible = remove_invisible(xyz, camera_from_map, query.intrinsics[0], size, self.settings.visibility)
+        if len(visible.index) < self.settings.least_points:
+            return None
+        # Within an image cell the point nearest to the middle of its pixel comes first: any fixed order would do.
+        order = (visible.pixels - visible.pixels.round()).abs().sum(1)
+        chosen = visible.index[spread_over_image(visible.pixels, order, self.settings.points)]
+        index = chosen.cpu().numpy()
+        if points.descriptors is None:
+            raise MapError("The map holds no descriptors; encode it with `ep2ploc map encode`.")
+        descriptors = torch.from_numpy(points.descriptors[index].astype(np.float32)).to(self.device) / 127
+        return PointView(
+            xyz=xyz[chosen][None],
+            attributes=torch.from_numpy(points.attributes[index]).to(self.device)[None],
+            descriptors=descriptors[None],
+            valid=torch.ones(1, len(index), dtype=torch.bool, device=self.device),
+            camera_from_map=camera_from_map[None],
+            sigma=torch.from_numpy(start_sigma(scale)).float().to(self.device)[None],
+        )
+
+    def _decide(self, query: Query, matching: Matching) -> Matches:
+        """The pixel of each point: its most likely patch, then the pixel inside that patch."""
+        network, scores = self.network, matching.scores
+        patch, columns = network.config.patch, scores.log_likelihood.shape[-1]
+        best = scores.log_posterior[0].argmax(-1)
+        inside = best < scores.log_posterior.shape[-1] - 1
+        best = best[inside]
+        descriptor = query.features.patches[0].flatten(1)[:, best].T
+        pixel = network.locate_in_patch(scores.query[0][inside], descriptor)
+        share = pixel.exp().view(-1, patch, patch)
+        step = torch.arange(patch, device=self.device, dtype=torch.float32)
+        offset = torch.stack([(share.sum(1) * step).sum(1), (share.sum(2) * step).sum(1)], 1)
+        corner = torch.stack([best % columns, torch.div(best, columns, rounding_mode="floor")], 1) * patch
+        certainty = scores.log_posterior[0][inside].gather(1, best[:, None]).squeeze(1).exp()
+        weights = certainty * scores.confidence[0][inside]
+        return Matches(
+            points=matching.view.xyz[0][inside].double().cpu().numpy(),
+            pixels=(corner + offset).double().cpu().numpy(),
+            weights=weights.double().cpu().numpy(),
+        )
+
+    def _solve(
+        self, query: Query, matching: Matching, matches: Matches, origin: np.ndarray, begin: float
+    ) -> Localization:
+        """The pose by MAGSAC and by the score search, whichever the scores like better, polished; then the verdict."""
+        settings, matrix = self.settings, query.camera.matrix
+        if len(matches.points) < settings.least_matches:
+            return self._refuse(f"only {len(matches.points)} map points were found in the image", begin)
+        starts = [matching.map_from_camera.double().cpu().numpy()]
+        sampled = solve_ransac(matches.points, matches.pixels, matrix, settings.match_threshold)
+        if sampled is not None:
+            starts.append(sampled)
+        starts.sort(key=lambda pose: -self._likelihood(query, matching, pose))
+        polished = refine(starts[0], matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale)
+        chosen = polished.map_from_camera
+        if self._likelihood(query, matching, chosen) < self._likelihood(query, matching, starts[0]):
+            chosen = starts[0]
+        result = Localization(
+            status="ok",
+            map_from_camera=_moved(chosen, origin),
+            covariance=polished.covariance * settings.covariance_scale,
+            num_matches=len(matches.points),
+            num_inliers=int(polished.inliers.sum()),
+            score=self._likelihood(query, matching, chosen) / float(matching.scores.confidence.sum()),
+            points_map=matches.points[polished.inliers] + origin,
+            pixels=(matches.pixels[polished.inliers] + 0.5) * query.scale - 0.5,
+        )
+        result.reason = self._doubt(result)
+        if result.reason:
+            result.status, result.map_from_camera, result.covariance = "refused", None, None
+        result.seconds = time.perf_counter() - begin
+        return result
+
+    def _likelihood(self, query: Query, matching: Matching, pose: np.ndarray) -> float:
+        camera_from_map = torch.from_numpy(np.linalg.inv(pose)).float().to(self.device)
+        value = pose_log_likelihood(
+            matching.scores, matching.view.xyz, matching.view.valid, camera_from_map[None, None], query.intrinsics,
+            self.network.config.patch,
+        )  # fmt: skip
+        return float(value)
+
+    def _doubt(self, result: Localization) -> str:
+        """Why the pose should not be believed; empty when nothing speaks against it."""
+        settings = self.settings
+        ratio = result.num_inliers / max(1, result.num_matches)
+        if ratio < settings.least_inlier_ratio:
+            return f"only {ratio:.0%} of the matches agree on one pose"
+        assert result.covariance is not None
+        sigma = float(np.sqrt(np.linalg.eigvalsh(result.covariance[:3, :3]).max()))
+        if sigma > settings.greatest_sigma_metres:
+            return f"the pose is uncertain by {sigma:.1f} m"
+        return ""
+
+    @staticmethod
+    def _refuse(reason: str, begin: float) -> Localization:
+        return Localization("refused", reason, seconds=time.perf_counter() - begin)
+
+
+def _moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    moved = np.array(transform, dtype=np.float64)
+    moved[:3, 3] += shift
+    return moved

@@ -1,0 +1,110 @@
+"""The whole network, in the order in which data meets it (EP2P-Loc, Kim et al., ICCV 2023)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ep2ploc_core import se3
+from ep2ploc_core.model.global_descriptor import NetVLAD
+from ep2ploc_core.model.image_encoder import ImageEncoder
+from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, prior_log_density, view_attributes
+from ep2ploc_core.model.pixel_head import PixelHead
+from ep2ploc_core.model.point_transformer import PointTransformer
+
+
+@dataclass(frozen=True)
+class NetworkConfig:
+    """Sizes of the network; kept in its checkpoint. Lengths in metres, image sizes in pixels."""
+
+    backbone: str = "regnety_002"
+    image_width: int = 512
+    patch: int = 8
+    descriptor_width: int = 64
+    image_feature_width: int = 96
+    point_width: int = 32
+    point_voxel: float = 0.5
+    classifier_width: int = 128
+    clusters: int = 16
+    global_width: int = 256
+
+
+@dataclass
+class ImageFeatures:
+    """Of B images: `patches` `(B, D, R, C)`, unit `global_descriptor` `(B, G)`, and `geometry` `(B, 5, R, C)`: what the
+    image alone says of each patch (log depth, height above ground / 4, normal in the optical frame)."""
+
+    patches: Tensor
+    global_descriptor: Tensor
+    geometry: Tensor
+
+
+@dataclass
+class PointView:
+    """N map points per image as they look from a prior pose, padded to the same N.
+
+    xyz `(B, N, 3)` metres, map axes; attributes `(B, N, 6)`; descriptors `(B, N, D)`; valid `(B, N)` bool;
+    camera_from_map `(B, 4, 4)` of the prior; sigma `(B, 6)`: its standard deviations along and about the camera's axes
+    (metres, radians), infinite where nothing is known.
+    """
+
+    xyz: Tensor
+    attributes: Tensor
+    descriptors: Tensor
+    valid: Tensor
+    camera_from_map: Tensor
+    sigma: Tensor
+
+
+class EP2PLoc(nn.Module):
+    """Image encoder, point encoder, global descriptors, patch classifier, pixel head."""
+
+    def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:
+        super().__init__()
+        self.config = config
+        self.fingerprint = ""
+        width = config.descriptor_width
+        self.image_encoder = ImageEncoder(config.backbone, config.image_feature_width, width, config.patch)
+        self.point_encoder = PointTransformer(config.point_width, width, config.point_voxel)
+        self.image_vlad = NetVLAD(width, config.clusters, config.global_width)
+        self.point_vlad = NetVLAD(width, config.clusters, config.global_width)
+        self.patch_classifier = PatchClassifier(width, config.classifier_width)
+        self.pixel_head = PixelHead(width, config.patch)
+        self.geometry_head = nn.Conv2d(config.image_feature_width, 5, 1)
+        # How much the scores of neighbouring points repeat each other: scales the sum of their log likelihoods.
+        self.log_pose_temperature = nn.Parameter(torch.tensor(-3.0))
+
+    def encode_image(self, image: Tensor, intrinsics: Tensor) -> ImageFeatures:
+        """image `(B, 3, H, W)` 0..1, intrinsics `(B, 4)` fx, fy, cx, cy in pixels of that image."""
+        patches, features = self.image_encoder(image, intrinsics)
+        return ImageFeatures(
+            patches=patches,
+            global_descriptor=self.image_vlad(patches.flatten(2).transpose(1, 2)),
+            geometry=self.geometry_head(features),
+        )
+
+    def encode_points(
+        self, xyz: Tensor, attributes: Tensor, batch: Tensor, voxel_codes: Tensor | None = None
+    ) -> Tensor:
+        """Unit descriptors `(N, D)` of map points, the same for every view; see PointTransformer."""
+        return self.point_encoder(xyz, attributes, batch, voxel_codes)
+
+    def encode_place(self, view: PointView) -> Tensor:
+        """Unit global descriptors `(B, G)` of what is visible from each pose."""
+        return self.point_vlad(view.descriptors, view.valid.float())
+
+    def classify(self, view: PointView, patches: Tensor, intrinsics: Tensor) -> PatchScores:
+        """Scores of the points of each view against the patches `(B, D, R, C)` of its image."""
+        points_camera = se3.apply(view.camera_from_map, view.xyz)
+        normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
+        seen = view_attributes(points_camera, normals_camera, view.attributes)
+        rows, columns = patches.shape[-2:]
+        prior = prior_log_density(points_camera, intrinsics, view.sigma, rows, columns, self.config.patch)
+        return self.patch_classifier(view.descriptors, seen, patches, prior)
+
+    def locate_in_patch(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:
+        """Log probabilities `(M, patch*patch)` of the pixels in the chosen patches; see PixelHead."""
+        return self.pixel_head(query, functional.normalize(patch_descriptor, dim=-1))

@@ -1,0 +1,49 @@
+"""Image encoder: a timm backbone and a feature pyramid, one descriptor per image patch."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ep2ploc_core.timm_import import timm
+
+
+class ImageEncoder(nn.Module):
+    """Descriptors on a grid of patches of `patch` pixels, from any timm backbone that gives features by stride."""
+
+    def __init__(self, backbone: str, width: int, out_width: int, patch: int) -> None:
+        super().__init__()
+        self.backbone = timm.create_model(backbone, pretrained=False, features_only=True)
+        strides = self.backbone.feature_info.reduction()
+        channels = self.backbone.feature_info.channels()
+        self.levels = [level for level, stride in enumerate(strides) if stride >= patch]
+        if strides[self.levels[0]] != patch:
+            raise ValueError(f"{backbone} has no features at stride {patch}, only {strides}")
+        self.lateral = nn.ModuleList(nn.Conv2d(channels[level], width, 1) for level in self.levels)
+        # Two more channels tell each patch its viewing direction, so that what it sees has a place under any lens.
+        self.smooth = nn.Sequential(nn.Conv2d(width + 2, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU())
+        self.out = nn.Conv2d(width, out_width, 1)
+
+    def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+        """image `(B, 3, H, W)` 0..1, H and W multiples of 32; intrinsics `(B, 4)` in pixels.
+
+        Returns patch descriptors `(B, D, H/patch, W/patch)` and the features `(B, width, H/patch, W/patch)` they
+        come from.
+        """
+        features = self.backbone((image - 0.45) / 0.25)
+        merged = self.lateral[-1](features[self.levels[-1]])
+        for lateral, level in zip(reversed(self.lateral[:-1]), reversed(self.levels[:-1]), strict=True):
+            merged = functional.interpolate(merged, scale_factor=2.0, mode="nearest") + lateral(features[level])
+        rays = patch_rays(intrinsics, merged.shape[-2], merged.shape[-1], image.shape[-1] // merged.shape[-1])
+        smooth = self.smooth(torch.cat([merged, rays.to(merged.dtype)], 1))
+        return self.out(smooth).float(), smooth.float()
+
+
+def patch_rays(intrinsics: Tensor, rows: int, columns: int, patch: int) -> Tensor:
+    """Viewing directions x/z and y/z `(B, 2, rows, columns)` of the centres of patches of `patch` pixels."""
+    centre_x = (torch.arange(columns, device=intrinsics.device) + 0.5) * patch - 0.5
+    centre_y = (torch.arange(rows, device=intrinsics.device) + 0.5) * patch - 0.5
+    x = (centre_x - intrinsics[:, 2:3]) / intrinsics[:, 0:1]
+    y = (centre_y - intrinsics[:, 3:4]) / intrinsics[:, 1:2]
+    return torch.stack([x[:, None, :].expand(-1, rows, -1), y[:, :, None].expand(-1, -1, columns)], 1)

@@ -1,0 +1,112 @@
+"""Patch classification: for each visible map point, in which patch of the image it lies, or in none."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as functional
+from torch import Tensor, nn
+
+from ep2ploc_core.camera import project_pinhole
+
+
+@dataclass
+class PatchScores:
+    """Scores of N points against R x C patches.
+
+    log_likelihood `(B, N, R, C)`: log of how well the point fits the patch, relative to all places the prior allows,
+    with the prior itself divided out, so that the pose search counts the prior once and not once per point.
+    log_posterior `(B, N, R*C + 1)`: log probability of each patch, and last of no patch, prior included.
+    confidence `(B, N)`: 0..1, the weight of the point in the pose. query `(B, N, D)`: the point as seen from the prior.
+    """
+
+    log_likelihood: Tensor
+    log_posterior: Tensor
+    confidence: Tensor
+    query: Tensor
+
+
+class PatchClassifier(nn.Module):
+    """Scores by dot product between a point, as it should look from the prior pose, and the patch descriptors.
+
+    The prior pose and its uncertainty enter twice: as the point's depth, height and normal in the view, and as a
+    Gaussian over the patches, the prior's covariance carried through the projection.
+    """
+
+    VIEW_ATTRIBUTES = 10
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Linear(width + self.VIEW_ATTRIBUTES, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
+        )
+        self.query = nn.Linear(hidden, width)
+        self.none = nn.Linear(hidden, 1)
+        self.confidence = nn.Linear(hidden, 1)
+        self.log_scale = nn.Parameter(torch.tensor(1.0))
+
+    def forward(
+        self, descriptors: Tensor, view: Tensor, patches: Tensor, prior_log_density: Tensor
+    ) -> PatchScores:
+        """descriptors `(B, N, D)`, view `(B, N, 10)` of `view_attributes`, patches `(B, D, R, C)`,
+        prior_log_density `(B, N, R, C)` (0 everywhere when there is no prior)."""
+        trunk = self.trunk(torch.cat([descriptors, view], -1))
+        query = functional.normalize(self.query(trunk), dim=-1) + descriptors
+        flat = functional.normalize(patches, dim=1).flatten(2)
+        score = torch.einsum("bnd,bdp->bnp", query, flat) * self.log_scale.exp() * 2
+        prior = prior_log_density.flatten(2)
+        logits = torch.cat([score + prior, self.none(trunk)], -1)
+        total = logits.logsumexp(-1, keepdim=True)
+        return PatchScores(
+            log_likelihood=(score - total).view(*score.shape[:2], *patches.shape[-2:]),
+            log_posterior=logits - total,
+            confidence=torch.sigmoid(self.confidence(trunk)).squeeze(-1),
+            query=query,
+        )
+
+
+def view_attributes(points_camera: Tensor, normals_camera: Tensor, attributes: Tensor, rays_scale: float = 1.0) -> Tensor:
+    """What a point looks like from a pose: `(B, N, 10)` out of its place `(B, N, 3)` and normal `(B, N, 3)` in the
+    optical frame and its map attributes `(B, N, 6)`: log depth, direction (2), normal (3), how squarely it is seen,
+    intensity, planarity, height above ground."""
+    depth = points_camera[..., 2:].clamp(min=0.5)
+    direction = (points_camera[..., :2] / depth).clamp(-3, 3) * rays_scale
+    squarely = -(functional.normalize(points_camera, dim=-1) * normals_camera).sum(-1, keepdim=True)
+    intensity, planarity = attributes[..., 0:1], attributes[..., 4:5]
+    height = (attributes[..., 5:6] / 4).clamp(-2, 2)
+    return torch.cat(
+        [depth.log() - 2.5, direction, normals_camera, squarely, intensity, planarity, height], -1
+    )
+
+
+def prior_log_density(
+    points_camera: Tensor, intrinsics: Tensor, sigma: Tensor, rows: int, columns: int, patch: int
+) -> Tensor:
+    """Gaussian log density, up to a constant per point, of where points may project, `(B, N, rows, columns)`.
+
+    points_camera `(B, N, 3)` from the prior pose, intrinsics `(B, 4)`, sigma `(B, 6)`: standard deviations of the
+    prior along and about the camera's axes (metres, radians). First order: S = J diag(sigma^2) J^T + one patch.
+    """
+    pixels, depth = project_pinhole(intrinsics, points_camera)
+    x, y, z = points_camera[..., 0], points_camera[..., 1], depth.clamp(min=1.0)
+    fx, fy = intrinsics[:, None, 0], intrinsics[:, None, 1]
+    zero = torch.zeros_like(z)
+    # Columns: moves along x, y, z, turns about x, y, z (de dp/d(turn w) = w x p for small w).
+    jacobian_u = torch.stack(
+        [fx / z, zero, -fx * x / z**2, -fx * x * y / z**2, fx * (1 + x**2 / z**2), -fx * y / z], -1
+    )
+    jacobian_v = torch.stack(
+        [zero, fy / z, -fy * y / z**2, -fy * (1 + y**2 / z**2), fy * x * y / z**2, fy * x / z], -1
+    )
+    variance = sigma[:, None] ** 2
+    s_uu = (jacobian_u**2 * variance).sum(-1) + patch**2
+    s_vv = (jacobian_v**2 * variance).sum(-1) + patch**2
+    s_uv = (jacobian_u * jacobian_v * variance).sum(-1)
+    determinant = s_uu * s_vv - s_uv**2
+    du = ((torch.arange(columns, device=z.device) + 0.5) * patch - 0.5) - pixels[..., 0:1]
+    dv = ((torch.arange(rows, device=z.device) + 0.5) * patch - 0.5) - pixels[..., 1:2]
+    a, b, c = (s_vv / determinant, s_uv / determinant, s_uu / determinant)
+    square = a[..., None] * du**2
+    cross = (b[..., None] * dv)[..., :, None] * du[..., None, :]
+    return -0.5 * (square[..., None, :] + (c[..., None] * dv**2)[..., :, None]) + cross

@@ -1,0 +1,109 @@
+"""The likelihood of a camera pose under the patch scores of many points, and the search for its maximum.
+
+With weak matches the best patch of each point says little, but the sum over all points of the whole score maps still
+peaks near the true pose; so poses are compared by where they send every point, before any match is decided.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ep2ploc_core import se3
+from ep2ploc_core.camera import project_pinhole
+from ep2ploc_core.model.patch_classifier import PatchScores
+
+
+def pose_log_likelihood(
+    scores: PatchScores, xyz: Tensor, valid: Tensor, camera_from_map: Tensor, intrinsics: Tensor, patch: int
+) -> Tensor:
+    """Sum over points of confidence x log likelihood at the pixel where each pose puts the point, `(B, K)`.
+
+    xyz `(B, N, 3)`, valid `(B, N)`, camera_from_map `(B, K, 4, 4)`, intrinsics `(B, 4)`. Between patch centres the log
+    likelihood is interpolated bilinearly; a point that leaves the image counts with its "no patch" score.
+    """
+    batch, count, rows, columns = scores.log_likelihood.shape
+    hypotheses = camera_from_map.shape[1]
+    points = se3.apply(camera_from_map, xyz[:, None].expand(-1, hypotheses, -1, -1))
+    pixels, depth = project_pinhole(intrinsics[:, None], points)
+    column = (pixels[..., 0] + 0.5) / patch - 0.5
+    row = (pixels[..., 1] + 0.5) / patch - 0.5
+    inside = (depth > 0.5) & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
+    column, row = column.clamp(0, columns - 1.001), row.clamp(0, rows - 1.001)
+    left, top = column.floor(), row.floor()
+    right_share, bottom_share = column - left, row - top
+    corner = (top * columns + left).long()
+    base = torch.arange(batch * count, device=xyz.device).view(batch, 1, count) * (rows * columns)
+    flat = scores.log_likelihood.reshape(-1)
+    start = (base + corner).flatten()
+
+    def at(step: int) -> Tensor:
+        return flat.index_select(0, start + step).view(batch, hypotheses, count)
+
+    value = (1 - bottom_share) * ((1 - right_share) * at(0) + right_share * at(1)) + bottom_share * (
+        (1 - right_share) * at(columns) + right_share * at(columns + 1)
+    )
+    none = scores.log_posterior[..., -1][:, None]
+    value = torch.where(inside, value, none)
+    weight = scores.confidence * valid
+    return (value * weight[:, None]).sum(-1)
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """Cross-entropy search: `samples` poses in each of `iterations` rounds, the best `elite` shape the next round."""
+
+    samples: int = 256
+    iterations: int = 7
+    elite: int = 32
+    seed: int = 0
+
+
+@dataclass
+class SearchResult:
+    """The best pose `map_from_camera` `(4, 4)`, its log probability (up to a constant) and that of the start."""
+
+    map_from_camera: Tensor
+    log_probability: float
+    start_log_probability: float
+
+
+def search_pose(
+    scores: PatchScores,
+    xyz: Tensor,
+    valid: Tensor,
+    map_from_camera: Tensor,
+    sigma: Tensor,
+    intrinsics: Tensor,
+    patch: int,
+    temperature: float,
+    settings: SearchSettings = SearchSettings(),
+) -> SearchResult:
+    """Searches for the most probable pose of one image around a start: temperature x log likelihood + the log density
+    of the start's error, a Gaussian.
+
+    scores and xyz with batch size 1; map_from_camera `(4, 4)`; sigma `(6,)` standard deviations of the start along and
+    about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose.
+    """
+    generator = torch.Generator().manual_seed(settings.seed)
+    mean, spread = torch.zeros(6), torch.diag(1.5 * sigma.cpu())
+    best_tangent, best_value, start_value = torch.zeros(6), -torch.inf, 0.0
+    for round_number in range(settings.iterations):
+        noise = torch.randn(settings.samples, 6, generator=generator)
+        tangents = mean + noise @ spread.T
+        tangents[0] = best_tangent
+        poses = map_from_camera @ se3.exp(tangents.to(map_from_camera.device))
+        values = pose_log_likelihood(scores, xyz, valid, se3.inverse(poses)[None], intrinsics, patch)[0].cpu()
+        values = temperature * values - 0.5 * ((tangents / sigma.cpu()) ** 2).sum(1)
+        if round_number == 0:
+            start_value = float(values[0])
+        top = values.topk(settings.elite)
+        if float(top.values[0]) > best_value:
+            best_value, best_tangent = float(top.values[0]), tangents[top.indices[0]]
+        chosen = tangents[top.indices]
+        mean = chosen.mean(0)
+        covariance = torch.cov(chosen.T) + torch.diag((0.01 * sigma.cpu()) ** 2)
+        spread = torch.linalg.cholesky(covariance)
+    return SearchResult(map_from_camera @ se3.exp(best_tangent.to(map_from_camera.device)), best_value, start_value)
