@@ -98,7 +98,7 @@ def _paint(colour: Tensor, other: Tensor | tuple[float, float, float], amount: T
     return torch.lerp(colour, other.expand_as(colour), amount[:, None])
 
 
-def _mixed(surface: Surface, noise: Noise, coarse: float = 0.35, fine: float = 0.3) -> Tensor:
+def _mixed(surface: Surface, noise: Noise, coarse: float = 0.5, fine: float = 0.4) -> Tensor:
     """The solid's two shades, mixed by noise at every scale, different on each solid."""
     uv = surface.uv + surface.pattern[:, :2] * 300
     blend = 0.5 + coarse * noise.fractal(uv, COARSE, surface.footprint)
@@ -110,7 +110,7 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     uv, footprint = surface.uv, surface.footprint
     x, lateral, off = uv[:, 0], uv[:, 1], uv[:, 1].abs()
     coarse, fine = noise.fractal(uv, COARSE, footprint), noise.fractal(uv + 99, FINE, footprint)
-    grey = 0.34 + 0.07 * coarse + 0.11 * fine
+    grey = 0.35 + 0.08 * coarse + 0.16 * fine
     tracks = torch.exp(-(((off - 1.7).abs() - 0.75) ** 2) / 0.08)
     grey = grey - 0.035 * tracks
     # Mended patches of their own shade, and cracks where a slow noise passes through zero.
@@ -132,7 +132,7 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     road = _paint(road, (0.86, 0.86, 0.84), marks * worn)
     # Pavement of slabs, each of its own shade, with joints; a pale kerb stone; lawns and drives behind.
     slab = torch.stack([x / 0.6, lateral / 0.4], 1)
-    shade = 0.5 + 0.16 * (noise.cell(slab) - 0.5) + 0.05 * coarse + 0.06 * fine
+    shade = 0.5 + 0.2 * (noise.cell(slab) - 0.5) + 0.07 * coarse + 0.12 * fine
     joint = 1 - _inside(slab[:, 0] % 1, 0.03, 0.97, footprint / 0.6) * _inside(
         slab[:, 1] % 1, 0.04, 0.96, footprint / 0.4
     )
@@ -142,7 +142,7 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     stone = 0.62 + 0.1 * (noise.cell(torch.stack([x, lateral.sign() * 3 + 9], 1)) - 0.5) + 0.06 * fine
     walk = _paint(walk, stone[:, None].expand(-1, 3), kerb)
     grass = (
-        torch.stack([0.26 + 0.1 * coarse, 0.36 + 0.06 * coarse, 0.14 + 0.03 * coarse], 1) * (1 + 0.45 * fine)[:, None]
+        torch.stack([0.26 + 0.1 * coarse, 0.36 + 0.06 * coarse, 0.14 + 0.03 * coarse], 1) * (1 + 0.7 * fine)[:, None]
     )
     drive = noise.cell(torch.stack([x / 4.3, lateral.sign() * 2 + 20.5], 1)) > 0.7
     garden = torch.where(drive[:, None], walk * torch.tensor([0.9, 0.82, 0.75], device=uv.device), grass)
@@ -152,12 +152,12 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
 
 def _facade(surface: Surface, noise: Noise) -> Tensor:
     uv, footprint, pattern = surface.uv, surface.footprint, surface.pattern
-    colour = _mixed(surface, noise, fine=0.2)
+    colour = _mixed(surface, noise)
     bricks = torch.stack([uv[:, 0] / 0.3 + 0.5 * ((uv[:, 1] / 0.11).floor() % 2), uv[:, 1] / 0.11], 1)
     mortar = 1 - _inside(bricks[:, 1] % 1, 0.1, 0.9, footprint / 0.11) * _inside(
         bricks[:, 0] % 1, 0.04, 0.96, footprint / 0.3
     )
-    tone = 0.3 * (noise.cell(bricks) - 0.5)
+    tone = 0.5 * (noise.cell(bricks) - 0.5)
     visible = (pattern[:, 2] > 0.5) * (0.12 / (0.12 + footprint * 4))
     colour = colour * (1 + visible * (tone - 0.25 * mortar))[:, None]
     # Damp at the foot, streaks of rain and soot below the roof, plaster that has come off here and there.

@@ -112,7 +112,7 @@ def _camera_rays(camera: Camera, map_from_camera: Tensor) -> Tensor:
 def _blurred(picture: Tensor) -> Tensor:
     """The picture `(H, W, 3)` with the edges of solids as soft as a lens leaves them."""
     for axis in (0, 1):
-        picture = 0.7 * picture + 0.15 * (picture.roll(1, axis) + picture.roll(-1, axis))
+        picture = 0.8 * picture + 0.1 * (picture.roll(1, axis) + picture.roll(-1, axis))
     return picture
 
 
