@@ -14,7 +14,6 @@ from std_msgs.msg import Header
 
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.localizer import Localization
-from ep2ploc_core.visualization.overlay import draw_overlay
 from ep2ploc_ros.clouds import cloud_from_matches
 from ep2ploc_ros.messages import image_to_message, nanoseconds, pose_to_message
 from ep2ploc_ros.transforms import Transforms
@@ -58,6 +57,8 @@ class Outputs:
         if self._matches.get_subscription_count():
             self._matches.publish(cloud_from_matches(found.points_map, found.pixels, header))
         if self._overlay.get_subscription_count():
+            from ep2ploc_core.visualization.overlay import draw_overlay
+
             drawn = draw_overlay(image, camera, found)
             self._overlay.publish(image_to_message(drawn, source))
         self._transforms.send(source.stamp, found.map_from_camera, source.frame_id)

@@ -73,17 +73,17 @@ class Listener:
                     return status
         return None
 
-    def wait_for_diagnostic(self, node: str, words: str, meanwhile: Callable[[], Any] | None = None) -> Any:
-        """Waits until the node's newest diagnostic contains the words, and returns it."""
+    def wait_for_diagnostic(self, node: str, *words: str, meanwhile: Callable[[], Any] | None = None) -> Any:
+        """Waits until the node's newest diagnostic contains one of the words, and returns it."""
 
         def found() -> Any:
             status = self.diagnostic(node)
-            return status if status is not None and words in status.message else None
+            return status if status is not None and any(one in status.message for one in words) else None
 
         try:
             return self.wait(found, meanwhile)
         except AssertionError:
-            raise AssertionError(f"{node} never said '{words}'; last: {self.diagnostic(node)}") from None
+            raise AssertionError(f"{node} never said {words}; last: {self.diagnostic(node)}") from None
 
     def wait_for_service(self, client: Any, request: Any) -> Any:
         """Calls a service and returns its answer."""

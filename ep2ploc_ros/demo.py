@@ -1,0 +1,204 @@
+"""The main job in one command: a drive becomes a map, a network learns its site, and the rest of the drive is localized
+in it, in the core and through the real ROS 2 nodes, and compared with the truth."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from ep2ploc_core import se3
+from ep2ploc_core.cli import progress_bar
+from ep2ploc_core.datasets.bag_writer import write_kitti_bag
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.queries import Queries, write_queries
+from ep2ploc_core.datasets.sampling import draw_start
+from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.evaluation.metrics import summarize
+from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
+from ep2ploc_core.evaluation.report import summary_markdown, summary_table
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.map.build import VoxelAccumulator
+from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
+from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.training.processes import choose_device, run_everywhere
+from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
+from ep2ploc_core.visualization.overlay import draw_overlay, write_image
+from ep2ploc_core.visualization.plots import plot_recall, plot_trajectory
+from ep2ploc_ros.demo_replay import ReplayResult, replay
+
+# Every ISOLATED-th frame is a query by itself; one stretch of STRETCH frames in a row is left out of the mapping whole.
+ISOLATED = 12
+STRETCH = 30
+REPEATS = 3
+NEAR_METRES = 4.5  # a query nearer than this to an image of the mapping run counts as near one
+console = Console()
+
+
+@dataclass(frozen=True)
+class Split:
+    """Frame numbers: `isolated` queries, the `stretch`, and all of them in order."""
+
+    isolated: list[int]
+    stretch: list[int]
+
+    @property
+    def queries(self) -> list[int]:
+        return sorted(self.isolated + self.stretch)
+
+
+def split_drive(drive: KittiDrive) -> Split:
+    """Queries of a drive: a stretch in its last half, and single frames elsewhere."""
+    usable = [frame.index for frame in drive.frames if frame.image_path and frame.map_from_lidar is not None]
+    if len(usable) < 2 * STRETCH:
+        raise InputError(f"{drive.path} has {len(usable)} images with a pose; the demo needs {2 * STRETCH} or more.")
+    begin = len(usable) // 2
+    stretch = usable[begin : begin + STRETCH]
+    margin = ISOLATED // 2
+    apart = [index for index in usable if index < stretch[0] - margin or index > stretch[-1] + margin]
+    isolated = [index for index in apart if index % ISOLATED == margin]
+    return Split(isolated, stretch)
+
+
+def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
+    """Runs the whole demo into `out`; prints its tables and writes report.json, plots, overlays, bag and logs."""
+    out.mkdir(parents=True, exist_ok=True)
+    drive = KittiDrive(drive_path or _synthetic(out / "drive"))
+    split = split_drive(drive)
+    queries = write_queries(drive, split.queries, out / "queries")
+    console.rule("map")
+    point_map = _build(drive, queries, out / "map")
+    console.rule("the network as it comes with the package")
+    reports = _evaluate(point_map, "edge", queries, "shipped")
+    console.rule("the network adapted to the site")
+    schedule = replace(SITE_SCHEDULE, steps=steps or (500 if drive_path is None else SITE_SCHEDULE.steps))
+    run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
+    point_map = PointMap.open(point_map.path)
+    reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")
+    tables = _tables(reports, _distance_to_mapping(point_map, queries))
+    for title, rows in tables.items():
+        console.print(f"\n[bold]{title}")
+        console.print(summary_table(rows))
+
+    console.rule("ROS 2 nodes")
+    bag = _write_bag(drive, split, queries, out / "bag")
+    result = replay(bag, point_map.path, out / "ros", rate=0.5)
+    ros = _ros_summary(result)
+    console.print_json(json.dumps(ros))
+    _pictures(out, drive, point_map, queries, reports, result)
+    report = {
+        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "drive": str(drive.path),
+        "frames": {"isolated": split.isolated, "stretch": split.stretch},
+        "adaptation_steps": schedule.steps,
+        "tables": tables,
+        "ros": ros,
+        "evaluations": reports,
+    }
+    aside = out / "report.json.tmp"
+    aside.write_text(json.dumps(report, indent=1))
+    os.replace(aside, out / "report.json")
+    markdown = "".join(f"### {title}\n\n{summary_markdown(rows)}\n" for title, rows in tables.items())
+    (out / "tables.md").write_text(markdown)
+    console.print(f"\nEverything is in {out}: report.json, tables.md, plots, overlays, bag, logs of the nodes.")
+
+
+def _synthetic(path: Path) -> Path:
+    with progress_bar("making a synthetic drive") as report:
+        return write_synthetic_drive(path, frames=100, seed=0, progress=report)
+
+
+def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
+    assert queries.frames is not None
+    source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
+    accumulator = VoxelAccumulator(0.2)
+    with progress_bar("reading scans") as report:
+        for done, scan in enumerate(source):
+            accumulator.add(scan)
+            report(done + 1, len(source))
+    info = MapInfo(voxel_size=0.2, source=source.describe())
+    point_map = write_map(path, accumulator.points(np.zeros(3)), info)
+    with progress_bar("encoding") as report:
+        encode_map(point_map, load_network("edge"), report)
+    return point_map
+
+
+def _evaluate(point_map: PointMap, checkpoint: str, queries: Queries, name: str) -> dict[str, Any]:
+    localizer = Localizer(load_network(checkpoint), point_map)
+    reports = {}
+    for swap in (False, True):
+        title = f"{name}, another frame's image" if swap else name
+        with progress_bar(title) as progress:
+            protocol = TrackingProtocol(repeats=REPEATS, swap=swap)
+            reports[title] = evaluate_tracking(localizer, queries, protocol, progress)
+    return reports
+
+
+def _distance_to_mapping(point_map: PointMap, queries: Queries) -> np.ndarray:
+    """Metres `(N,)` from each query to the nearest image that the adaptation has seen."""
+    source = KittiSource.reopen(point_map.info.source)
+    mapped = np.stack([source.drive.map_from_camera(frame)[:3, 3] for frame in source.images])
+    assert queries.map_from_camera is not None
+    places = queries.map_from_camera[:, :3, 3]
+    distance: np.ndarray = np.linalg.norm(places[:, None] - mapped[None], axis=2).min(1)
+    return distance
+
+
+def _tables(reports: dict[str, Any], distance: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Summaries for all queries, for those near a mapping image, and for those far from any."""
+    farthest = distance.max()
+    parts = {
+        f"Queries up to {NEAR_METRES:g} m from the nearest mapping image": distance <= NEAR_METRES,
+        f"Queries {NEAR_METRES:g} to {farthest:.0f} m from it (in the stretch left out)": distance > NEAR_METRES,
+        "All queries": distance >= 0,
+    }
+    tables: dict[str, dict[str, Any]] = {}
+    for title, chosen in parts.items():
+        first = next(iter(reports.values()))
+        tables[title] = {"start": summarize([row for row in first["start_results"] if chosen[row["query"]]])}
+        for name, report in reports.items():
+            tables[title][name] = summarize([row for row in report["results"] if chosen[row["query"]]])
+    return tables
+
+
+def _write_bag(drive: KittiDrive, split: Split, queries: Queries, path: Path) -> Path:
+    """All queries as a bag, with a wrong first guess before each isolated one and before the stretch."""
+    rng = np.random.default_rng(1)
+    guesses = {}
+    for index in [*split.isolated, split.stretch[0]]:
+        truth = drive.map_from_camera(drive.frame(index))
+        guesses[index] = truth @ se3.exp(torch.from_numpy(draw_start(rng, 1.0))).numpy()
+    write_kitti_bag(drive, path, split.queries, guesses)
+    return path
+
+
+def _ros_summary(result: ReplayResult) -> dict[str, Any]:
+    rows = result.rows()
+    return {"replay": result.summary(), "accuracy": summarize(rows)}
+
+
+def _pictures(
+    out: Path, drive: KittiDrive, point_map: PointMap, queries: Queries, reports: dict[str, Any], result: ReplayResult
+) -> None:
+    points = point_map.all_points()
+    assert queries.map_from_camera is not None
+    plot_trajectory(points, point_map.origin, result.truth, result.estimates, out / "trajectory_ros.png")
+    plot_recall({"start": {"results": reports["adapted"]["start_results"]}, **reports}, out / "recall.png")
+    rows = [row for row in reports["adapted"]["results"] if row["status"] == "ok"]
+    rows.sort(key=lambda row: float(row["translation_error_m"]))
+    shown = {"good": rows[0], "middle": rows[len(rows) // 2], "bad": rows[-1]} if rows else {}
+    for name, row in shown.items():
+        pose = np.array(row["map_from_camera"])
+        near = point_map.query(pose[:3, 3], 60.0)
+        picture = draw_overlay(queries.image(row["query"]), queries.camera, near, point_map.origin, pose)
+        write_image(picture, out / f"overlay_{name}_{row['translation_error_m']:.2f}m.png")

@@ -1,0 +1,220 @@
+"""A localizer process outlives whatever arrives, says what is wrong, and goes on. Its network is untrained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from std_msgs.msg import Header, String
+from std_srvs.srv import Trigger
+
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
+from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_ros.messages import image_to_message
+
+WIDTH, HEIGHT = 320, 96
+VERDICTS = ("Image refused", "Tracking", "Lost")  # what an untrained network says is of no interest here
+LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
+
+
+@pytest.fixture(scope="module")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
+    """A map with its own network, whose descriptors are random."""
+    path = tmp_path_factory.mktemp("untrained") / "map"
+    numbers = np.random.default_rng(4)
+    count = 20_000
+    xyz = numbers.uniform([-50, -30, -2], [150, 30, 6], (count, 3)).astype(np.float32)
+    attributes = np.zeros((count, 6), np.float32)
+    point_map = write_map(path, MapPoints(xyz, attributes, np.zeros((count, 2), np.uint16)), MapInfo(voxel_size=0.2))
+    save_network(EP2PLoc(), path / SITE_CHECKPOINT)
+    network = load_network(path / SITE_CHECKPOINT)
+    width = network.config.descriptor_width
+    point_map.store_descriptors(numbers.integers(-30, 30, (count, width)).astype(np.int8), network.fingerprint)
+    return point_map
+
+
+class Camera:
+    """A camera driver of the test, with a clock of its own."""
+
+    def __init__(self, listener, namespace: str = "") -> None:
+        node = listener.node
+        self.images = node.create_publisher(Image, f"{namespace}/image", qos_profile_sensor_data)
+        self.infos = node.create_publisher(CameraInfo, f"{namespace}/camera_info", qos_profile_sensor_data)
+        self.poses = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 1)
+        self.seconds = 1000.0
+        self.pixels = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+    def header(self, frame: str) -> Header:
+        header = Header(frame_id=frame)
+        header.stamp.sec = int(self.seconds)
+        header.stamp.nanosec = int(self.seconds % 1 * 1e9)
+        return header
+
+    def info(self, **change: object) -> CameraInfo:
+        message = CameraInfo(header=self.header("camera"), width=WIDTH, height=HEIGHT)
+        message.k = [200.0, 0.0, 160.0, 0.0, 200.0, 48.0, 0.0, 0.0, 1.0]
+        for name, value in change.items():
+            setattr(message, name, value)
+        return message
+
+    def image(self, **change: object) -> Image:
+        self.seconds += 0.1
+        message = image_to_message(self.pixels, self.header("camera"))
+        for name, value in change.items():
+            setattr(message, name, value)
+        return message
+
+    def start_pose(self, frame: str = "map", x: float = 0.0) -> PoseWithCovarianceStamped:
+        message = PoseWithCovarianceStamped(header=self.header(frame))
+        message.pose.pose.position.x = x
+        rotation = message.pose.pose.orientation  # looks along the map's x axis
+        rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
+        return message
+
+    def good(self) -> None:
+        self.infos.publish(self.info())
+        self.images.publish(self.image())
+
+
+@pytest.fixture
+def started(listener, start, untrained: PointMap):
+    """A map_server and a localizer that waits for images, and a camera."""
+    start("map_server_node", map_path=untrained.path)
+    localizer = start("localizer_node")
+    camera = Camera(listener)
+    listener.wait_for_diagnostic("localizer", "Ready")
+    return localizer, camera
+
+
+def test_says_step_by_step_what_it_waits_for(listener, start, untrained: PointMap) -> None:
+    start("localizer_node")
+    listener.wait_for_diagnostic("localizer", "map_info")
+    start("map_server_node", map_path=untrained.path)
+    status = listener.wait_for_diagnostic("localizer", "Ready")
+    assert {value.key: value.value for value in status.values}["checkpoint"] == untrained.checkpoint
+    camera = Camera(listener)
+    listener.wait_for_diagnostic(
+        "localizer", "No initial pose", meanwhile=lambda: camera.images.publish(camera.image())
+    )
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic(
+        "localizer",
+        "No camera_info has arrived on /camera_info",
+        meanwhile=lambda: camera.images.publish(camera.image()),
+    )
+    status = listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    values = {value.key: value.value for value in status.values}
+    assert int(values["images_received"]) > 0
+    assert float(values["seconds"]) > 0
+
+
+def test_bad_messages_are_named_and_outlived(listener, started) -> None:
+    localizer, camera = started
+    listener.wait(lambda: camera.poses.get_subscription_count())
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+
+    def with_info(**change: object):
+        def send() -> None:
+            camera.infos.publish(camera.info(**change))
+            camera.images.publish(camera.image())
+
+        return send
+
+    def with_image(**change: object):
+        def send() -> None:
+            camera.infos.publish(camera.info())
+            camera.images.publish(camera.image(**change))
+
+        return send
+
+    nan = float("nan")
+    for words, send in {
+        "not a number": with_info(k=[nan] * 9),
+        "focal lengths": with_info(k=[0.0] * 9),
+        "320x96 but the camera calibration is for 640x480": with_info(width=640, height=480),
+        "encoding": with_image(encoding="yuv422"),
+        "bytes where": with_image(data=b"123"),
+        "frame_id": with_image(header=Header()),
+    }.items():
+        listener.wait_for_diagnostic("localizer", words, meanwhile=send)
+        listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    for words, pose in {
+        "frame 'odom'": camera.start_pose("odom"),
+        "quaternion": PoseWithCovarianceStamped(header=Header(frame_id="map")),
+        "not a number": camera.start_pose(x=nan),
+    }.items():
+        if words == "quaternion":
+            pose.pose.pose.orientation.w = 0.0
+        listener.wait_for_diagnostic("localizer", words, meanwhile=lambda pose=pose: camera.poses.publish(pose))
+        listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    stranger = listener.node.create_publisher(PointCloud2, "submap", 2)
+    stranger.publish(PointCloud2(width=10**6, point_step=77))
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    assert localizer.process.poll() is None
+    assert localizer.interrupt() == 0
+    assert "Traceback" not in localizer.log.read_text()
+
+
+def test_services_start_again_and_forget(listener, started) -> None:
+    _, camera = started
+    relocalize = listener.node.create_client(Trigger, "localizer/relocalize")
+    reset = listener.node.create_client(Trigger, "localizer/reset")
+    answer = listener.wait_for_service(relocalize, Trigger.Request())
+    assert not answer.success
+    assert "/initialpose" in answer.message
+    listener.wait(lambda: camera.poses.get_subscription_count())
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    assert listener.wait_for_service(relocalize, Trigger.Request()).success
+    assert listener.wait_for_service(reset, Trigger.Request()).success
+    listener.wait_for_diagnostic("localizer", "No initial pose", meanwhile=camera.good)
+
+
+@pytest.mark.parametrize(
+    ("description", "words"),
+    [
+        ({"checkpoint": "01234567", "checkpoint_file": "/elsewhere/weights.safetensors"}, "not on this machine"),
+        ({"checkpoint": "", "checkpoint_file": ""}, "no descriptors"),
+        (["not", "a", "mapping"], "message is not that"),
+        ({"unknown": 1}, "message is not that"),
+        ("{[", "message is not that"),
+    ],
+)
+def test_a_map_that_does_not_fit_is_explained(listener, start, description: object, words: str) -> None:
+    if isinstance(description, dict) and "checkpoint" in description:
+        description = {"path": "/m", "origin": [0.0] * 3, "voxel_size": 0.2, "num_points": 9, **description}
+    text = description if isinstance(description, str) else yaml.safe_dump(description)
+    publisher = listener.node.create_publisher(String, "map_info", LATCHED)
+    localizer = start("localizer_node")
+    publisher.publish(String(data=text))
+    listener.wait_for_diagnostic("localizer", words)
+    assert localizer.interrupt() == 0
+
+
+def test_a_network_that_did_not_encode_the_map_is_refused(listener, start, untrained: PointMap, tmp_path: Path) -> None:
+    other = tmp_path / "other.safetensors"
+    save_network(EP2PLoc(), other)
+    start("map_server_node", map_path=untrained.path)
+    start("localizer_node", checkpoint=other)
+    status = listener.wait_for_diagnostic("localizer", f"was encoded by the network {untrained.checkpoint}")
+    assert status.level == status.ERROR
+
+
+@pytest.mark.parametrize("pose", ["[1.0,2.0]", "[0.0,0.0,0.0,0.0,0.0,0.0,0.0]", "here"])
+def test_an_initial_pose_that_is_none_is_exit_code_2(start, pose: str) -> None:
+    localizer = start("localizer_node", initial_pose=pose)
+    assert localizer.process.wait(timeout=60) == 2
+    assert "Traceback" not in localizer.log.read_text()
+
+
+def test_ctrl_c_while_it_waits_is_exit_code_0(listener, start) -> None:
+    localizer = start("localizer_node", initial_pose="[0,0,0,0,0,0,1]")
+    listener.wait_for_diagnostic("localizer", "map_info")
+    assert localizer.interrupt() == 0
