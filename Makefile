@@ -22,8 +22,8 @@ $(VENV)/.dependencies: requirements.in requirements.lock tools/build_tf2_msgs.py
 	@$(VENV)/bin/python tools/build_tf2_msgs.py
 	@touch $@
 
-# The package itself, editable: code is used from where it lies, launch files and configurations are copied.
-$(VENV)/.package: $(VENV)/.dependencies setup.py setup.cfg package.xml $(wildcard resource/* launch/*.py config/*)
+# The package itself, editable: everything is used from where it lies.
+$(VENV)/.package: $(VENV)/.dependencies setup.py setup.cfg pyproject.toml
 	@$(VENV)/bin/pip install -qq --disable-pip-version-check --no-build-isolation -c requirements.lock --editable .
 	@$(VENV)/bin/pip check
 	@touch $@
