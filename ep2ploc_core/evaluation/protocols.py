@@ -40,7 +40,8 @@ def evaluate_tracking(
     protocol: TrackingProtocol,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> dict[str, object]:
-    """`{"protocol", "results": one row per query and start, "summary", "start": summary of the starts themselves}`."""
+    """`{"protocol", "summary", "results": a row per query and start}`, and the same for the starts: `"start"`,
+    `"start_results"`."""
     if queries.map_from_camera is None:
         raise InputError(f"{queries.path} has no poses.txt, so there is nothing to compare with.")
     rng = np.random.default_rng(protocol.seed)
@@ -65,6 +66,7 @@ def evaluate_tracking(
         "summary": summarize(rows),
         "start": summarize(starts),
         "results": rows,
+        "start_results": starts,
     }
 
 

@@ -56,7 +56,9 @@ class VoxelAccumulator:
             )
 
     def points(self, origin: np.ndarray) -> MapPoints:
-        """The map's points relative to `origin` `(3,)`."""
+        """The map's points relative to `origin` `(3,)`; raises MapError when there is none."""
+        if not len(self._keys):
+            raise MapError("The scans hold no points at all, so there is no map to build.")
         count = self._sums[:, :1]
         xyz = self._sums[:, 1:4] / count - origin
         viewpoint = self._sums[:, 5:8] / count - origin
@@ -68,14 +70,11 @@ class VoxelAccumulator:
 
 
 def accumulate(scans: Iterable[PosedScan], voxel_size: float, origin: np.ndarray | None = None) -> MapPoints:
-    """One point per voxel of `voxel_size` metres out of all scans; raises MapError when there is none."""
+    """One point per voxel of `voxel_size` metres out of all scans."""
     accumulator = VoxelAccumulator(voxel_size)
     for scan in scans:
         accumulator.add(scan)
-    points = accumulator.points(np.zeros(3) if origin is None else origin)
-    if not len(points):
-        raise MapError("The scans hold no points at all, so there is no map to build.")
-    return points
+    return accumulator.points(np.zeros(3) if origin is None else origin)
 
 
 def pack_voxels(voxels: np.ndarray) -> np.ndarray:

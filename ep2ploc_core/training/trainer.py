@@ -89,10 +89,10 @@ class Trainer:
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.processes = distributed.get_world_size() if distributed.is_initialized() else 1
 
-    def run(self, max_seconds: float = math.inf) -> dict[str, float]:
-        """Trains until the schedule or the time ends; returns the means of the last log. Resumes what `out` holds."""
+    def run(self) -> dict[str, float]:
+        """Trains until the schedule ends; returns the means of the last log. Resumes what `out` holds."""
         self._resume()
-        begin = last_save = time.monotonic()
+        last_save = time.monotonic()
         writer = SummaryWriter(str(self.out / "tensorboard")) if self.rank == 0 else None
         sums: dict[str, float] = {}
         means: dict[str, float] = {}
@@ -114,8 +114,6 @@ class Trainer:
                 if now - last_save > self.schedule.save_seconds:
                     self._save()
                     last_save = now
-                if self._all_stop(now - begin > max_seconds):
-                    break
         self._save()
         return means
 
@@ -171,13 +169,6 @@ class Trainer:
             pieces = flat.split([parameter.numel() for parameter in parameters])
             for parameter, piece in zip(parameters, pieces, strict=True):
                 parameter.grad = piece.view_as(parameter)
-
-    def _all_stop(self, stop: bool) -> bool:
-        if self.processes > 1:
-            flag = torch.tensor([float(stop)], device=self.device)
-            distributed.all_reduce(flag, distributed.ReduceOp.MAX)
-            return bool(flag.item() > 0)
-        return stop
 
     def _batch_number(self, step: int) -> int:
         return step * self.processes + self.rank

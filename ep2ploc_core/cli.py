@@ -1,0 +1,314 @@
+"""The `ep2ploc` command: thin over the packages beside it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from ep2ploc_core.errors import Ep2plocError, InputError
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps.")
+map_app = typer.Typer(no_args_is_help=True, help="Make and look at maps.")
+bag_app = typer.Typer(no_args_is_help=True, help="ROS 2 bags.")
+queries_app = typer.Typer(no_args_is_help=True, help="Query images with known poses, for evaluation.")
+app.add_typer(map_app, name="map")
+app.add_typer(bag_app, name="bag")
+app.add_typer(queries_app, name="queries")
+console = Console(stderr=True)
+
+Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr; yields the function to call with how much is done and how much there is."""
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console) as progress:
+        task = progress.add_task(title, total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+@map_app.command("build")
+def map_build(
+    source: Annotated[Path, typer.Argument(help="A KITTI raw drive (the directory that ends in _sync).")],
+    out: Annotated[Path, typer.Option(help="The map directory to make.")],
+    poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar, row k = frame k.")] = None,
+    voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
+    checkpoint: Annotated[str, typer.Option(help="Weights to encode the map with; '' leaves it unencoded.")] = "edge",
+    hold_out: Annotated[
+        Path | None, typer.Option(help="Queries whose frames, with 3 neighbours each way, stay out of the map.")
+    ] = None,
+    device: Device = "auto",
+) -> None:
+    """Build a map from scans and poses, and encode it for localization."""
+    from ep2ploc_core.map.build import VoxelAccumulator
+    from ep2ploc_core.map.point_map import MapInfo, write_map
+    from ep2ploc_core.map.sources import KittiSource
+
+    scans = KittiSource(source, poses, _held_out(hold_out))
+    accumulator = VoxelAccumulator(voxel)
+    with progress_bar("reading scans") as report:
+        for done, scan in enumerate(scans):
+            accumulator.add(scan)
+            report(done + 1, len(scans))
+    origin = np.zeros(3)
+    info = MapInfo(voxel_size=voxel, origin=origin.tolist(), source=scans.describe())
+    point_map = write_map(out, accumulator.points(origin), info)
+    console.print(f"{out}: {len(point_map):,} points in {len(point_map.info.tiles)} tiles")
+    if checkpoint:
+        _encode(out, checkpoint, device)
+
+
+@map_app.command("encode")
+def map_encode(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
+    checkpoint: Annotated[str, typer.Option(help="Name or file of the weights.")] = "edge",
+    device: Device = "auto",
+) -> None:
+    """Store a network's descriptors of all points in the map."""
+    _encode(map_path, checkpoint, device)
+
+
+@map_app.command("info")
+def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
+    """Size, extent and origin of a map, and the network that it was encoded with."""
+    from ep2ploc_core.map.point_map import PointMap
+
+    point_map = PointMap.open(map_path)
+    points = point_map.all_points()
+    low, high = points.xyz.min(0) + point_map.origin, points.xyz.max(0) + point_map.origin
+    table = Table(show_header=False)
+    table.add_row("points", f"{len(point_map):,} in voxels of {point_map.info.voxel_size:g} m")
+    table.add_row("extent", "  ".join(f"{axis} {a:.1f}..{b:.1f} m" for axis, a, b in zip("xyz", low, high, strict=True)))
+    table.add_row("tiles", f"{len(point_map.info.tiles)} of {point_map.info.tile_size:g} m")
+    table.add_row("encoded with", point_map.checkpoint or "nothing yet: run `ep2ploc map encode`")
+    table.add_row("source", str(point_map.info.source.get("path", "unknown")))
+    Console().print(table)
+
+
+@queries_app.command("from-kitti")
+def queries_from_kitti(
+    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
+    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
+    frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
+    poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar.")] = None,
+) -> None:
+    """Take frames of a drive as queries; give them to `map build --hold-out` and to `evaluate`."""
+    from ep2ploc_core.datasets.kitti import KittiDrive
+    from ep2ploc_core.datasets.queries import parse_frames, write_queries
+
+    source = KittiDrive(drive, poses)
+    with_image = {frame.index for frame in source.frames if frame.image_path}
+    queries = write_queries(source, [index for index in parse_frames(frames) if index in with_image], out)
+    console.print(f"{out}: {len(queries)} queries")
+
+
+@app.command()
+def localize(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    camera: Annotated[Path, typer.Option(help="camera_calibration YAML or KITTI calibration.")],
+    prior: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: a guess of map_from_camera.")] = "",
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
+    overlay: Annotated[Path | None, typer.Option(help="Write the map drawn over the image here.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
+    device: Device = "auto",
+) -> None:
+    """Localize one image in a map."""
+    from ep2ploc_core.datasets.kitti import read_camera_file, read_image
+    from ep2ploc_core.evaluation.protocols import result_row
+    from ep2ploc_core.visualization.overlay import draw_overlay, write_image
+
+    picture = read_image(image)
+    lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
+    localizer, point_map = _localizer(map_path, checkpoint, device)
+    guess = _parse_prior(prior) if prior else None
+    result = localizer.localize(picture, lens, guess)
+    row = {"image": str(image), **result_row(result)}
+    if json_out:
+        _write_json(json_out, row)
+    print(json.dumps(row))
+    if overlay and result.map_from_camera is not None:
+        points = point_map.query(result.map_from_camera[:3, 3], localizer.settings.radius)
+        write_image(draw_overlay(picture, lens, points, point_map.origin, result.map_from_camera), overlay)
+    if result.status != "ok":
+        console.print(f"refused: {result.reason}")
+
+
+@app.command()
+def evaluate(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
+    protocol: Annotated[str, typer.Option(help="tracking: each query from a wrong start.")] = "tracking",
+    noise: Annotated[str, typer.Option(help="Largest start error.")] = "2m,10deg",
+    repeats: Annotated[int, typer.Option(help="Starts per query.", min=1)] = 1,
+    seed: Annotated[int, typer.Option(help="Of the start errors.")] = 0,
+    swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write every result here.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
+    device: Device = "auto",
+) -> None:
+    """Localize queries with known poses and compare."""
+    from ep2ploc_core.datasets.queries import Queries
+    from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
+    from ep2ploc_core.evaluation.report import summary_table
+    from ep2ploc_core.visualization.plots import plot_recall
+
+    if protocol != "tracking":
+        raise InputError(f"The protocol '{protocol}' is not known; there is: tracking.")
+    numbers = re.fullmatch(r"([0-9.]+)m,([0-9.]+)deg", noise)
+    if not numbers:
+        raise InputError(f"The noise '{noise}' cannot be read; write it like 2m,10deg.")
+    settings = TrackingProtocol(float(numbers[1]), float(numbers[2]), repeats, seed, swap)
+    localizer, _ = _localizer(map_path, checkpoint, device)
+    with progress_bar("localizing") as progress:
+        report = evaluate_tracking(localizer, Queries(queries), settings, progress)
+    Console().print(summary_table({"start": report["start"], "network": report["summary"]}))
+    if json_out:
+        _write_json(json_out, report)
+    if plots:
+        plot_recall({"network": report}, plots / "recall.png")
+
+
+@app.command()
+def train(
+    config: Annotated[Path | None, typer.Argument(help="Training configuration (YAML).")] = None,
+    overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
+    site: Annotated[Path | None, typer.Option(help="Adapt to this map from its mapping run's images.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="With --site: weights to begin with.")] = "edge",
+    steps: Annotated[int, typer.Option(help="With --site: training steps, 1000 in ten minutes on two cores.")] = 1000,
+    device: Device = "auto",
+) -> None:
+    """Train a network from a configuration, or adapt one to a site."""
+    from dataclasses import replace
+
+    from ep2ploc_core.training.config import load_config
+    from ep2ploc_core.training.general import train_network
+    from ep2ploc_core.training.processes import choose_device, run_everywhere
+    from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
+
+    if (config is None) == (site is None):
+        raise InputError("Give either a training configuration or --site MAP.")
+    if site is not None:
+        schedule = replace(SITE_SCHEDULE, steps=steps)
+        run_everywhere(adapt_to_site, choose_device(device), site, checkpoint, schedule)
+        return
+    assert config is not None
+    settings = load_config(config, overrides or [])
+    run_everywhere(train_network, choose_device(settings.device), settings)
+
+
+@bag_app.command("from-kitti")
+def bag_from_kitti(
+    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
+    out: Annotated[Path, typer.Option(help="The bag directory to make.")],
+    frames: Annotated[str, typer.Option(help="first:end:step and single numbers; all by default.")] = "",
+    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
+) -> None:
+    """Write a drive as a ROS 2 bag: images, camera_info, points, TF, with the drive's own times."""
+    from ep2ploc_core.datasets.bag_writer import write_kitti_bag
+    from ep2ploc_core.datasets.kitti import KittiDrive
+    from ep2ploc_core.datasets.queries import parse_frames
+
+    write_kitti_bag(KittiDrive(drive), out, parse_frames(frames) if frames else None, None, storage)
+    console.print(f"{out}: written")
+
+
+@app.command()
+def demo(
+    drive: Annotated[Path | None, typer.Option(help="A KITTI raw drive; without, a synthetic one is made.")] = None,
+    out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out/demo"),
+    steps: Annotated[int, typer.Option(help="Steps of the adaptation to the site; 0: 1000, synthetic 500.")] = 0,
+) -> None:
+    """Everything at once: map, network, adaptation, ROS 2 nodes, comparison with the truth."""
+    from ep2ploc_ros.demo import run_demo
+
+    run_demo(drive, out, steps)
+
+
+def main() -> None:
+    """Entry point: errors meant for the user are one line on stderr and exit code 2."""
+    try:
+        app()
+    except Ep2plocError as error:
+        print(f"ep2ploc: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    except OSError as error:
+        if error.filename is None and error.errno is None:
+            raise
+        print(f"ep2ploc: {error.strerror}: {error.filename or ''}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _held_out(queries: Path | None) -> list[int]:
+    from ep2ploc_core.datasets.queries import Queries
+
+    if queries is None:
+        return []
+    frames = Queries(queries).frames
+    if frames is None:
+        raise InputError(f"{queries} has no frames.txt, so it is not known which frames to hold out.")
+    return [int(frame) for frame in frames]
+
+
+def _encode(map_path: Path, checkpoint: str, device: str) -> None:
+    from ep2ploc_core.map.encode import encode_map
+    from ep2ploc_core.map.point_map import PointMap
+    from ep2ploc_core.model.checkpoint import load_network
+    from ep2ploc_core.training.processes import choose_device
+
+    point_map = PointMap.open(map_path)
+    network = load_network(checkpoint, choose_device(device))
+    with progress_bar("encoding") as report:
+        encode_map(point_map, network, report)
+    console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
+
+
+def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
+    from ep2ploc_core.localizer import Localizer
+    from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+    from ep2ploc_core.model.checkpoint import load_network
+    from ep2ploc_core.training.processes import choose_device
+
+    point_map = PointMap.open(map_path)
+    if checkpoint == "auto":
+        adapted = map_path / SITE_CHECKPOINT
+        checkpoint = str(adapted) if adapted.exists() else "edge"
+    where = choose_device(device)
+    return Localizer(load_network(checkpoint, where), point_map, where), point_map
+
+
+def _parse_prior(text: str) -> np.ndarray:
+    from ep2ploc_core import se3
+
+    try:
+        numbers = [float(number) for number in text.split(",")]
+    except ValueError:
+        numbers = []
+    if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
+        raise InputError(f"The prior '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
+    return se3.from_quaternion(np.array(numbers[:3]), np.array(numbers[3:]))
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(content, indent=1))
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    main()

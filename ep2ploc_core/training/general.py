@@ -1,0 +1,33 @@
+"""Training of the network that comes with the package, from a configuration file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from omegaconf import OmegaConf
+from rich.progress import Progress
+
+from ep2ploc_core.datasets.sampling import Sampler
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.training.config import TrainConfig
+from ep2ploc_core.training.scenes import load_scenes
+from ep2ploc_core.training.trainer import Trainer
+
+
+def train_network(device: torch.device, config: TrainConfig) -> None:
+    """Runs or resumes the experiment of `config`; its `out` ends with network.safetensors and config.yaml."""
+    torch.manual_seed(config.schedule.seed)
+    network = load_network(config.start_from) if config.start_from else EP2PLoc(config.network)
+    with Progress(transient=True) as progress:
+        task = progress.add_task("reading data", total=None)
+        scenes = load_scenes(
+            config.drives, config.pairs, config.pair_ranges,
+            lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    out = Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.structured(config), out / "config.yaml")
+    sampler = Sampler(scenes, network.config.image_width, config.sampling, config.schedule.seed)
+    Trainer(network, sampler, config.schedule, config.losses, out, device).run()

@@ -1,0 +1,83 @@
+"""The places that a network is trained on, from drives and from single pairs of image and scan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ep2ploc_core.datasets.kitti import read_image, read_object_calibration, read_scan
+from ep2ploc_core.datasets.sampling import Scene
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.build import PosedScan, accumulate
+from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.sources import KittiSource
+
+
+def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size: float = 0.2) -> Scene:
+    """The images of a drive in its own map (`points`, or built here from its scans)."""
+    drive = source.drive
+    if not source.images:
+        raise InputError(f"{drive.path} has no image with a pose that is not held out, so there is nothing to learn from.")
+    return Scene(
+        points=accumulate(source, voxel_size) if points is None else points,
+        images=[drive.read_image(frame) for frame in source.images],
+        cameras=[drive.camera] * len(source.images),
+        map_from_camera=np.stack([drive.map_from_camera(frame) for frame in source.images]),
+        frames=np.array([frame.index for frame in source.images]),
+        name=drive.path.name,
+    )
+
+
+def pair_scene(directory: Path, name: str, voxel_size: float = 0.1) -> Scene:
+    """One image and scan in KITTI object layout; the scan is the map, in the LiDAR's own frame."""
+    image_path = next((directory / "image_2").glob(f"{name}.*"), None)
+    if image_path is None:
+        raise InputError(f"{directory / 'image_2'} has no image {name}.")
+    image = read_image(image_path)
+    camera, camera_from_lidar = read_object_calibration(
+        directory / "calib" / f"{name}.txt", image.shape[1], image.shape[0]
+    )
+    scan = PosedScan(0, read_scan(directory / "velodyne" / f"{name}.bin"), np.eye(4))
+    return Scene(
+        points=accumulate([scan], voxel_size),
+        images=[image],
+        cameras=[camera],
+        map_from_camera=np.linalg.inv(camera_from_lidar)[None],
+        frames=None,
+        name=name,
+    )
+
+
+def pair_names(directory: Path, ranges: dict[str, list[int]]) -> list[str]:
+    """Names in `velodyne/` that begin with a letter of `ranges` and whose number lies in its `[first, end)`."""
+    names = sorted(file.stem for file in (directory / "velodyne").glob("*.bin"))
+    if not names:
+        raise InputError(f"{directory} holds no pairs: there are no scans in its velodyne/.")
+    return [
+        name
+        for name in names
+        if name[0] in ranges and name[1:].isdigit() and ranges[name[0]][0] <= int(name[1:]) < ranges[name[0]][1]
+    ]
+
+
+def load_scenes(
+    drives: list[str],
+    pairs: str,
+    pair_ranges: dict[str, list[int]],
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Scene]:
+    """All scenes of a training configuration."""
+    names = pair_names(Path(pairs), pair_ranges) if pairs else []
+    total = len(drives) + len(names)
+    if total == 0:
+        raise InputError("The training has no data: name KITTI raw drives in `drives` or a directory in `pairs`.")
+    scenes = []
+    for drive in drives:
+        scenes.append(drive_scene(KittiSource(Path(drive))))
+        progress(len(scenes), total)
+    for name in names:
+        scenes.append(pair_scene(Path(pairs), name))
+        progress(len(scenes), total)
+    return scenes

@@ -1,0 +1,62 @@
+"""Adaptation to one site: a checkpoint learns from the images of the mapping run itself.
+
+Besides the network's weights a code for every voxel of the map is learned and added to the descriptor that the point
+encoder gives it: what the camera sees there need not follow from the geometry. The codes end up in the map's
+descriptors, so that nothing is slower when localizing. In training a frame's own scan, and a random number of its
+neighbours, are taken out of the map.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import torch
+import torch.distributed as distributed
+
+from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
+from ep2ploc_core.map.encode import encode_points
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.voxels import voxelize
+from ep2ploc_core.training.losses import LossWeights
+from ep2ploc_core.training.scenes import drive_scene
+from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
+
+SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2)
+SITE_SCHEDULE = Schedule(steps=1000, learning_rate=1e-3, warmup=50, ema=0.99, noise_start=0.6, noise_ramp=0.3)
+
+
+def adapt_to_site(
+    device: torch.device,
+    map_path: Path,
+    checkpoint: str,
+    schedule: Schedule = SITE_SCHEDULE,
+) -> None:
+    """Trains `checkpoint` on the images of the map's own source; writes MAP/checkpoint.safetensors and the map's new
+    descriptors. Resumes from MAP.adaptation when it was broken off there."""
+    point_map = PointMap.open(map_path)
+    points = point_map.all_points()
+    network = load_network(checkpoint)
+    voxels = voxelize(
+        torch.from_numpy(points.xyz), torch.zeros(len(points), dtype=torch.long), network.config.point_voxel
+    )
+    scene = drive_scene(KittiSource.reopen(point_map.info.source), points)
+    scene.map_from_camera[:, :3, 3] -= point_map.origin
+    scene.code_voxel = voxels.parent.numpy()
+    sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
+    codes = SiteCodes(len(voxels), network.config.descriptor_width)
+    scratch = Path(f"{map_path}.adaptation")
+    trainer = Trainer(network, sampler, schedule, LossWeights(place=0.0), scratch, device, codes)
+    trainer.run()
+    if trainer.rank == 0:
+        adapted = trainer.averaged_network()
+        save_network(adapted, scratch / SITE_CHECKPOINT, {"adapted_from": checkpoint, "steps": str(trainer.step)})
+        stored = load_network(scratch / SITE_CHECKPOINT)  # as users will have it, in half precision
+        descriptors = encode_points(points, stored, trainer.averaged_codes(), scene.code_voxel)
+        shutil.copyfile(scratch / SITE_CHECKPOINT, Path(map_path) / SITE_CHECKPOINT)
+        point_map.store_descriptors(descriptors, stored.fingerprint)
+        shutil.rmtree(scratch)
+    if distributed.is_initialized():
+        distributed.barrier()

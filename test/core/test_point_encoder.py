@@ -1,0 +1,81 @@
+"""Voxels and local attention against slow, obvious references."""
+
+import numpy as np
+import pytest
+import torch
+
+from ep2ploc_core.map.encode import encode_points
+from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig
+from ep2ploc_core.model.local_attention import neighbour_sum
+from ep2ploc_core.model.voxels import average, coarsen, neighbour_pairs, unpack, voxelize
+
+
+@pytest.fixture
+def cloud() -> tuple[torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    xyz = torch.rand(300, 3, generator=generator) * 4 - 2
+    return xyz, torch.randint(0, 2, (300,), generator=generator)
+
+
+def test_neighbour_pairs_are_those_of_brute_force(cloud) -> None:
+    voxels = voxelize(*cloud, 0.5)
+    batch, index = unpack(voxels.keys)
+    pairs = neighbour_pairs(voxels)
+    found = set(zip(pairs.target.tolist(), pairs.source.tolist(), pairs.offset.tolist(), strict=True))
+    wanted = set()
+    for a in range(len(voxels)):
+        for b in range(len(voxels)):
+            step = index[b] - index[a]
+            if batch[a] == batch[b] and step.abs().max() <= 1:
+                wanted.add((a, b, int((step + 1) @ torch.tensor([9, 3, 1]))))
+    assert found == wanted
+
+
+def test_coarse_voxels_hold_the_fine_ones(cloud) -> None:
+    fine = voxelize(*cloud, 0.5)
+    coarse = coarsen(fine)
+    direct = voxelize(*cloud, 1.0)
+    assert torch.equal(coarse.keys, direct.keys)
+    assert torch.equal(coarse.parent[fine.parent], direct.parent)
+
+
+def test_average_is_the_mean_of_each_voxel(cloud) -> None:
+    xyz, batch = cloud
+    voxels = voxelize(xyz, batch, 0.5)
+    means = average(xyz, voxels.parent, len(voxels))
+    for voxel in (0, len(voxels) // 2, len(voxels) - 1):
+        torch.testing.assert_close(means[voxel], xyz[voxels.parent == voxel].mean(0))
+
+
+def test_neighbour_sum_and_its_gradients_agree_with_messages_written_out(cloud) -> None:
+    voxels = voxelize(*cloud, 0.5)
+    pairs = neighbour_pairs(voxels)
+    generator = torch.Generator().manual_seed(1)
+    value = torch.randn(len(voxels), 2, 3, generator=generator, requires_grad=True)
+    weight = torch.randn(len(voxels), 27, 2, generator=generator, requires_grad=True)
+    messages = value[pairs.source] * weight[pairs.target, pairs.offset][..., None]
+    plain = torch.zeros(len(voxels), 2, 3).index_add(0, pairs.target, messages)
+    ours = neighbour_sum(value, weight, pairs)
+    torch.testing.assert_close(ours, plain)
+    direction = torch.randn(plain.shape, generator=generator)
+    for mine, theirs in zip(
+        torch.autograd.grad((ours * direction).sum(), (value, weight)),
+        torch.autograd.grad((plain * direction).sum(), (value, weight)),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs)
+
+
+def test_a_map_encoded_in_blocks_is_the_map_encoded_in_one_piece(monkeypatch) -> None:
+    torch.manual_seed(0)
+    network = EP2PLoc(NetworkConfig(point_width=16)).eval()
+    rng = np.random.default_rng(0)
+    xyz = np.c_[rng.uniform(-150, 150, 30000), rng.uniform(-20, 20, 30000), rng.uniform(0, 2, 30000)]
+    points = MapPoints(xyz.astype(np.float32), rng.random((30000, 6), np.float32), np.zeros((30000, 2), np.uint16))
+    in_blocks = encode_points(points, network)
+    monkeypatch.setattr("ep2ploc_core.map.encode.BLOCK_METRES", 960.0)
+    at_once = encode_points(points, network)
+    # A point within rounding of a voxel's face may fall on its other side when coordinates are shifted.
+    assert (np.abs(in_blocks.astype(int) - at_once.astype(int)).max(1) > 1).mean() < 0.01
+    assert np.abs(at_once).max() > 20

@@ -1,0 +1,138 @@
+"""Poses from matches and from score maps, against known answers."""
+
+import numpy as np
+import torch
+
+from ep2ploc_core import se3
+from ep2ploc_core.model.patch_classifier import PatchScores, prior_log_density
+from ep2ploc_core.pose.pnp import _residuals, refine, solve_ransac
+from ep2ploc_core.pose.score_search import pose_log_likelihood, search_pose
+
+MATRIX = np.array([[300.0, 0, 256], [0, 300, 80], [0, 0, 1]])
+
+
+def scene(seed: int, count: int = 400, far: float = 0.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """map_from_camera, points in the map, their pixels."""
+    rng = np.random.default_rng(seed)
+    pose = se3.exp(torch.from_numpy(rng.uniform(-1, 1, 6) * [5, 5, 2, 0.3, 0.3, 0.3])).numpy()
+    pose[:3, 3] += far
+    camera = np.c_[rng.uniform(-8, 8, count), rng.uniform(-2, 2, count), rng.uniform(4, 40, count)]
+    pixels = camera @ MATRIX.T
+    return pose, camera @ pose[:3, :3].T + pose[:3, 3], pixels[:, :2] / pixels[:, 2:]
+
+
+def test_perfect_matches_give_the_exact_pose_also_at_utm_coordinates() -> None:
+    for seed, far in ((0, 0.0), (1, 5e6)):
+        pose, points, pixels = scene(seed, far=far)
+        found = solve_ransac(points, pixels, MATRIX, 4.0)
+        assert found is not None
+        result = refine(found, points, pixels, np.ones(len(points)), MATRIX, 2.0)
+        metres, radians = se3.pose_error(result.map_from_camera, pose)
+        assert metres < 1e-5 and radians < 1e-6
+        assert result.inliers.all()
+
+
+def test_two_thirds_of_outliers_do_not_move_the_pose() -> None:
+    pose, points, pixels = scene(2, 600)
+    rng = np.random.default_rng(3)
+    wrong = rng.random(600) < 0.67
+    pixels = pixels + rng.normal(0, 0.5, pixels.shape)
+    pixels[wrong] = rng.uniform([0, 0], [512, 160], (wrong.sum(), 2))
+    found = solve_ransac(points, pixels, MATRIX, 4.0)
+    assert found is not None
+    result = refine(found, points, pixels, np.ones(600), MATRIX, 2.0)
+    metres, radians = se3.pose_error(result.map_from_camera, pose)
+    assert metres < 0.1 and radians < 0.01
+    assert abs(result.inliers[~wrong].mean() - 1) < 0.05
+
+
+def test_jacobian_agrees_with_finite_differences() -> None:
+    pose, points, pixels = scene(4, 20)
+    _, jacobian, _ = _residuals(pose, points, pixels, MATRIX)
+    for axis in range(6):
+        step = np.zeros(6)
+        step[axis] = 1e-6
+        moved = [
+            _residuals(se3.perturb(torch.from_numpy(pose), torch.from_numpy(sign * step)).numpy(), points, pixels, MATRIX)[0]
+            for sign in (1, -1)
+        ]
+        np.testing.assert_allclose(jacobian[:, :, axis], (moved[0] - moved[1]) / 2e-6, rtol=1e-4, atol=1e-3)
+
+
+def test_covariance_is_as_large_as_the_scatter_of_poses() -> None:
+    pose, points, pixels = scene(5, 300)
+    rng = np.random.default_rng(6)
+    errors, predicted = [], []
+    for _ in range(150):
+        noisy = pixels + rng.normal(0, 1.0, pixels.shape)
+        result = refine(pose, points, noisy, np.ones(300), MATRIX, 5.0)
+        errors.append(se3.log(np.linalg.inv(pose) @ result.map_from_camera)[:3])
+        predicted.append(np.trace(result.covariance[:3, :3]))
+    ratio = np.mean(np.sum(np.square(errors), 1)) / np.mean(predicted)
+    assert 0.7 < ratio < 1.4
+
+
+def test_too_few_or_degenerate_matches_give_no_pose_and_no_exception() -> None:
+    assert solve_ransac(np.zeros((3, 3)), np.zeros((3, 2)), MATRIX, 4.0) is None
+    same = np.ones((50, 3))
+    result = solve_ransac(same, np.full((50, 2), 7.0), MATRIX, 4.0)
+    assert result is None or np.isfinite(result).all()
+
+
+def score_maps(seed: int, patch: int = 8) -> tuple[np.ndarray, torch.Tensor, PatchScores]:
+    """Score maps that peak where the true pose puts each point."""
+    pose, points, pixels = scene(seed, 500)
+    grid_x = torch.arange(64) * patch + (patch - 1) / 2
+    grid_y = torch.arange(20) * patch + (patch - 1) / 2
+    true = torch.from_numpy(pixels).float()
+    square = (grid_y[:, None] - true[:, 1, None, None]) ** 2 + (grid_x - true[:, 0, None, None]) ** 2
+    likelihood = (-0.5 * square / patch**2).clamp(min=-8)[None]
+    posterior = torch.cat([likelihood.flatten(2), torch.full((1, 500, 1), -4.0)], -1)
+    scores = PatchScores(likelihood, posterior, torch.ones(1, 500), torch.zeros(1, 500, 1))
+    return pose, torch.from_numpy(points).float()[None], scores
+
+
+def test_search_finds_the_pose_that_score_maps_speak_of() -> None:
+    pose, points, scores = score_maps(7)
+    valid = torch.ones(1, 500, dtype=torch.bool)
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    rng = np.random.default_rng(8)
+    sigma = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03])
+    for _ in range(3):
+        start = pose @ se3.exp(torch.from_numpy(rng.uniform(-1.5, 1.5, 6) * sigma.numpy())).numpy()
+        found = search_pose(
+            scores, points, valid, torch.from_numpy(start).float(), sigma, intrinsics, patch=8, temperature=1.0
+        )
+        metres, radians = se3.pose_error(found.map_from_camera.double().numpy(), pose)
+        assert metres < 0.15 and radians < 0.01
+        assert found.log_probability > found.start_log_probability
+
+
+def test_pose_log_likelihood_interpolates_between_patch_centres_and_is_neutral_outside() -> None:
+    pose, points, scores = score_maps(9)
+    valid = torch.ones(1, 500, dtype=torch.bool)
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    away = pose.copy()
+    away[:3, :3] = pose[:3, :3] @ se3.exp(torch.tensor([0, 0, 0, 0, 3.1, 0.0])).numpy()[:3, :3]  # looks back
+    poses = torch.from_numpy(np.stack([np.linalg.inv(pose), np.linalg.inv(away)])).float()[None]
+    right, none = pose_log_likelihood(scores, points, valid, poses, intrinsics, 8)[0].tolist()
+    assert none == -4.0 * 500
+    assert right > -0.5 * 500
+
+
+def test_prior_density_is_the_projected_covariance() -> None:
+    """Against the scatter of the projections of poses drawn from the prior."""
+    generator = torch.Generator().manual_seed(0)
+    sigma = torch.tensor([[0.4, 0.1, 0.3, 0.01, 0.03, 0.02]])
+    point = torch.tensor([[[3.0, 1.0, 14.0]]])
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    density = prior_log_density(point, intrinsics, sigma, 20, 64, 8)[0, 0]
+    share = density.exp() / density.exp().sum()
+    moved = se3.apply(se3.exp(torch.randn(4000, 6, generator=generator) * sigma), point.expand(4000, 1, 3))[:, 0]
+    pixels = moved[:, :2] / moved[:, 2:] * 300 + torch.tensor([256.0, 80])
+    y, x = torch.meshgrid(torch.arange(20) * 8 + 3.5, torch.arange(64) * 8 + 3.5, indexing="ij")
+    for grid, column in ((x, 0), (y, 1)):
+        mean = (share * grid).sum()
+        variance = (share * (grid - mean) ** 2).sum() - 64  # the one patch that is added on purpose
+        assert abs(mean - pixels[:, column].mean()) < 3
+        assert abs(variance.sqrt() / pixels[:, column].std() - 1) < 0.2
