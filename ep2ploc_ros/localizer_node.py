@@ -245,7 +245,8 @@ class LocalizerNode(RunnableNode):
         )
         if believed:
             self._health.report(OK, "Tracking.")
-            self._outputs.publish(header, image, camera, found)
+            assert self._localizer is not None
+            self._outputs.publish(header, image, camera, found, self._localizer.point_map)
         elif self._tracker.state == State.LOST:
             self._health.report(ERROR, f"Lost: {found.reason or 'waiting for a second pose that agrees'}.")
         else:

@@ -89,6 +89,13 @@ class BagPlayerParameters:
     )
 
 
+@dataclass(frozen=True)
+class RecorderParameters:
+    """Parameters of the recorder."""
+
+    file: str = _setting("replay.jsonl", "File to write.")
+
+
 def declare(node: Node, kind: type[Parameters]) -> Parameters:
     """Declares the parameters of a node and returns their values; raises InputError when one cannot be used."""
     values = {}

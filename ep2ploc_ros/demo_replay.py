@@ -1,0 +1,230 @@
+"""Plays a bag through the real nodes, each a process of its own, and gathers what they said about every image."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from ep2ploc_core.errors import Ep2plocError
+from ep2ploc_core.evaluation.protocols import _errors as error_row
+from ep2ploc_core.se3 import pose_error
+from ep2ploc_ros.shared_files import shared_file
+
+_START_SECONDS = 180.0  # until the nodes are ready; a first start on a busy machine reads a gigabyte of libraries
+_QUIET_SECONDS = 3.0  # of silence after the bag until the last image counts as answered
+_END_SECONDS = 10.0
+
+
+@dataclass
+class ReplayedImage:
+    """What is known of one image of the bag. Poses `(4, 4)`, None where there was none: `truth` from the bag,
+    `map_from_camera` from the topic `pose`, `tf` from TF. latency: seconds from the image to its pose."""
+
+    stamp: int
+    truth: np.ndarray | None = None
+    map_from_camera: np.ndarray | None = None
+    tf: np.ndarray | None = None
+    latency: float | None = None
+
+
+@dataclass
+class ReplayResult:
+    """The images by stamp, the localizer's last diagnostics values, and the nodes' exit codes."""
+
+    images: list[ReplayedImage]
+    localizer: dict[str, str] = field(default_factory=dict)
+    exit_codes: dict[str, int] = field(default_factory=dict)
+
+    @property
+    def truth(self) -> np.ndarray:
+        """True poses `(N, 4, 4)` of the images whose truth is known."""
+        return np.array([image.truth for image in self.images if image.truth is not None]).reshape(-1, 4, 4)
+
+    @property
+    def estimates(self) -> list[np.ndarray | None]:
+        """N estimates `(4, 4)` that go with `truth`, None where no pose was published."""
+        return [image.map_from_camera for image in self.images if image.truth is not None]
+
+    def rows(self) -> list[dict[str, object]]:
+        """A row per image whose truth is known, for `evaluation.metrics.summarize`; seconds are latencies."""
+        rows: list[dict[str, object]] = []
+        for image in self.images:
+            if image.truth is not None:
+                status = "refused" if image.map_from_camera is None else "ok"
+                row = {"stamp": image.stamp, "status": status, "seconds": image.latency or 0.0}
+                rows.append({**row, **error_row(image.map_from_camera, image.truth)})
+        return rows
+
+    def summary(self) -> dict[str, object]:
+        """How the replay went: counts, latency, whether TF and the pose topic agree."""
+        latencies = [image.latency for image in self.images if image.latency is not None]
+        pairs = [(image.tf, image.map_from_camera) for image in self.images]
+        apart = [pose_error(tf, pose)[0] for tf, pose in pairs if tf is not None and pose is not None]
+        return {
+            "images": len(self.images),
+            "poses": len(latencies),
+            "transforms": len(apart),
+            "tf_differs_from_pose_by_m": round(max(apart, default=0.0), 6),
+            "median_latency_s": round(float(np.median(latencies)), 3) if latencies else None,
+            "images_dropped": int(self.localizer.get("images_dropped", 0)),
+            "exit_codes": self.exit_codes,
+        }
+
+
+def replay(bag: Path, map_path: Path, out: Path, rate: float = 1.0) -> ReplayResult:
+    """Plays a bag that `write_kitti_bag` made at `rate` times its speed, through map_server and localizer.
+
+    Leaves the nodes' logs and `replay.jsonl` in `out`. Raises Ep2plocError when a node ends early or never gets ready;
+    the sentence names its log.
+    """
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    events = out / "replay.jsonl"
+    events.unlink(missing_ok=True)
+    environment = _environment()
+    camera = {"image": "/camera/image", "camera_info": "/camera/camera_info"}
+    with ExitStack() as stack:
+        nodes: list[_NodeProcess] = []
+
+        def start(name: str, remaps: dict[str, str] | None = None, **parameters: object) -> _NodeProcess:
+            node = stack.enter_context(_NodeProcess(name, environment, out / f"{name}.log", remaps or {}, parameters))
+            nodes.append(node)
+            return node
+
+        start("recorder", {**camera, "ground_truth/pose": "/ground_truth/pose"}, file=events)
+        start("map_server", use_sim_time=True, map_path=Path(map_path).resolve())
+        start("localizer", camera, use_sim_time=True, image_reliability="reliable")
+        _wait(nodes, lambda: _is_ready(events), "get ready")
+        player = start("bag_player", bag=Path(bag).resolve(), rate=float(rate))
+        nodes.remove(player)  # the one that may end
+        while player.process.poll() is None:
+            _check(nodes)
+            time.sleep(0.1)
+        _check_player(player)
+        _wait(nodes, lambda: time.monotonic() - _last_answer(events) > _QUIET_SECONDS, "fall silent")
+    result = _gather(_read(events))
+    result.exit_codes = {node.name: node.process.returncode for node in [*nodes, player]}
+    return result
+
+
+class _NodeProcess:
+    """A node in a process of its own, ended with Ctrl-C when its block ends."""
+
+    def __init__(
+        self, name: str, environment: dict[str, str], log: Path, remaps: dict[str, str], parameters: dict[str, object]
+    ) -> None:
+        self.name, self.log = name, log
+        arguments = [word for source, target in remaps.items() for word in ("-r", f"{source}:={target}")]
+        arguments += [word for key, value in parameters.items() for word in ("-p", f"{key}:={_yaml(value)}")]
+        command = [sys.executable, "-m", f"ep2ploc_ros.{name}_node", "--ros-args", *arguments]
+        with log.open("wb") as stream:
+            self.process = subprocess.Popen(command, env=environment, stdout=stream, stderr=subprocess.STDOUT)
+
+    def __enter__(self) -> _NodeProcess:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGINT)
+            try:
+                self.process.wait(_END_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """A domain of its own on this machine, with the shared-memory profile; the package is found from a checkout too."""
+    path = [str(Path(__file__).resolve().parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path),
+        "ROS_DOMAIN_ID": str(random.SystemRandom().randint(1, 101)),
+        "ROS_AUTOMATIC_DISCOVERY_RANGE": "LOCALHOST",
+        "FASTRTPS_DEFAULT_PROFILES_FILE": str(shared_file("config/fastdds_shm.xml")),
+        "FASTDDS_DEFAULT_PROFILES_FILE": str(shared_file("config/fastdds_shm.xml")),
+    }
+
+
+def _yaml(value: object) -> str:
+    """A parameter's value for the command line, which reads it as YAML: paths stay text, whatever they look like."""
+    return json.dumps(str(value) if isinstance(value, Path) else value)
+
+
+def _check(nodes: list[_NodeProcess]) -> None:
+    for node in nodes:
+        if node.process.poll() is not None:
+            raise Ep2plocError(f"The {node.name} ended early with exit code {node.process.returncode}; see {node.log}.")
+
+
+def _check_player(player: _NodeProcess) -> None:
+    if player.process.returncode != 0:
+        raise Ep2plocError(f"The bag could not be played (exit code {player.process.returncode}); see {player.log}.")
+
+
+def _wait(nodes: list[_NodeProcess], condition: Callable[[], bool], what: str) -> None:
+    end = time.monotonic() + _START_SECONDS
+    while not condition():
+        _check(nodes)
+        if time.monotonic() > end:
+            raise Ep2plocError(
+                f"The nodes did not {what} in {_START_SECONDS:.0f} s; see the logs in {nodes[0].log.parent}."
+            )
+        time.sleep(0.1)
+
+
+def _read(events: Path) -> list[dict[str, Any]]:
+    """The events so far; a line that is still being written is left for later."""
+    if not events.exists():
+        return []
+    return [json.loads(line) for line in events.read_text().splitlines(keepends=True) if line.endswith("\n")]
+
+
+def _is_ready(events: Path) -> bool:
+    """Whether the localizer waits for images; raises Ep2plocError with its words when it cannot work."""
+    said = [one for one in _read(events) if one["kind"] == "diagnostic" and one["level"] == 2]
+    if said:
+        raise Ep2plocError(f"{said[-1]['node']}: {said[-1]['message']}")
+    return any(one["kind"] == "diagnostic" and one["message"].startswith("Ready") for one in _read(events))
+
+
+def _last_answer(events: Path) -> float:
+    return max((one["heard"] for one in _read(events) if one["kind"] in ("image", "pose")), default=0.0)
+
+
+def _gather(events: list[dict[str, Any]]) -> ReplayResult:
+    heard: dict[int, float] = {}
+    images: dict[int, ReplayedImage] = {}
+    localizer: dict[str, str] = {}
+    for event in events:
+        stamp = event["stamp"]
+        if event["kind"] == "image":
+            heard.setdefault(stamp, event["heard"])
+            images.setdefault(stamp, ReplayedImage(stamp))
+        elif event["kind"] == "diagnostic" and event["node"] == "localizer":
+            localizer = event["values"]
+    for event in events:
+        image = images.get(event["stamp"])
+        if image is None or "map_from_camera" not in event:
+            continue
+        pose = np.array(event["map_from_camera"])
+        if event["kind"] == "truth":
+            image.truth = pose
+        elif event["kind"] == "tf":
+            image.tf = pose
+        else:
+            image.map_from_camera, image.latency = pose, event["heard"] - heard[image.stamp]
+    return ReplayResult([images[stamp] for stamp in sorted(images)], localizer)

@@ -1,0 +1,91 @@
+"""Writes down what the localizer says during a replay: one JSON object per line, in the order of arrival.
+
+Every line has `kind`, `stamp` (ns) and `heard` (s, steady clock). Kinds: `image` (its camera_info was heard); `truth`
+and `pose`, with a 4x4 `map_from_camera`; `tf`, also with `parent` and `child`; `diagnostic`, with `node`, `level`,
+`message` and `values`; `ready`, once, at the start.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import Pose, PoseStamped
+from rclpy.qos import QoSProfile
+from sensor_msgs.msg import CameraInfo
+from tf2_msgs.msg import TFMessage
+
+from ep2ploc_core.errors import InputError
+from ep2ploc_ros.messages import nanoseconds, pose_from_message
+from ep2ploc_ros.parameters import RecorderParameters, declare
+from ep2ploc_ros.running import RunnableNode, run
+
+_MANY = QoSProfile(depth=1000)
+
+
+class RecorderNode(RunnableNode):
+    """Subscribes to `camera_info`, `ground_truth/pose`, `pose`, `/tf` and `/diagnostics`."""
+
+    def __init__(self) -> None:
+        super().__init__("recorder")
+        path = declare(self, RecorderParameters).file
+        try:
+            self._file = open(path, "w", buffering=1)  # noqa: SIM115 (open as long as the node lives)
+        except OSError as error:
+            raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, _MANY)
+        self.create_subscription(
+            PoseStamped, "ground_truth/pose", lambda message: self._on_pose("truth", message), _MANY
+        )
+        self.create_subscription(PoseStamped, "pose", lambda message: self._on_pose("pose", message), _MANY)
+        self.create_subscription(TFMessage, "/tf", self._on_tf, _MANY)
+        self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, _MANY)
+        self.create_timer(1.0, lambda: None)  # a node without a timer may miss SIGTERM
+        self._write("ready", 0)
+
+    def _on_camera_info(self, message: CameraInfo) -> None:
+        self._write("image", nanoseconds(message.header.stamp))
+
+    def _on_pose(self, kind: str, message: PoseStamped) -> None:
+        map_from_camera = pose_from_message(message.pose)
+        self._write(kind, nanoseconds(message.header.stamp), map_from_camera=map_from_camera.tolist())
+
+    def _on_tf(self, message: TFMessage) -> None:
+        for one in message.transforms:
+            pose, place = Pose(orientation=one.transform.rotation), one.transform.translation
+            pose.position.x, pose.position.y, pose.position.z = place.x, place.y, place.z
+            parent_from_child: np.ndarray = pose_from_message(pose)
+            self._write(
+                "tf",
+                nanoseconds(one.header.stamp),
+                parent=one.header.frame_id,
+                child=one.child_frame_id,
+                map_from_camera=parent_from_child.tolist(),
+            )
+
+    def _on_diagnostics(self, message: DiagnosticArray) -> None:
+        for one in message.status:
+            self._write(
+                "diagnostic",
+                nanoseconds(message.header.stamp),
+                node=one.name.split("/")[-1],
+                level=one.level[0],
+                message=one.message,
+                values={value.key: value.value for value in one.values},
+            )
+
+    def _write(self, kind: str, stamp: int, **what: Any) -> None:
+        self._file.write(json.dumps({"kind": kind, "stamp": stamp, "heard": time.monotonic(), **what}) + "\n")
+
+
+def main() -> int:
+    """Entry point of the executable."""
+    return run(RecorderNode)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
