@@ -94,7 +94,13 @@ class Camera:
         if self.distortion_model == "equidistant":
             rays = cv2.fisheye.undistortPoints(points, self.matrix, np.array(self.distortion), criteria=criteria)
         else:
-            rays = cv2.undistortPointsIter(points, self.matrix, np.array(self.distortion), None, None, criteria)
+            # OpenCV 5 folded the variant that takes a stopping rule into the plain one.
+            undistort = getattr(cv2, "undistortPointsIter", None)
+            lens = (self.matrix, np.array(self.distortion))
+            if undistort is None:
+                rays = cv2.undistortPoints(points, *lens, criteria=criteria)
+            else:
+                rays = undistort(points, *lens, None, None, criteria)
         return np.concatenate([rays.reshape(-1, 2), np.ones((len(points), 1))], axis=1)
 
     def resized(self, width: int, height: int) -> Camera:

@@ -19,7 +19,9 @@ from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps.")
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps."
+)
 map_app = typer.Typer(no_args_is_help=True, help="Make and look at maps.")
 bag_app = typer.Typer(no_args_is_help=True, help="ROS 2 bags.")
 queries_app = typer.Typer(no_args_is_help=True, help="Query images with known poses, for evaluation.")
@@ -91,7 +93,9 @@ def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
     low, high = points.xyz.min(0) + point_map.origin, points.xyz.max(0) + point_map.origin
     table = Table(show_header=False)
     table.add_row("points", f"{len(point_map):,} in voxels of {point_map.info.voxel_size:g} m")
-    table.add_row("extent", "  ".join(f"{axis} {a:.1f}..{b:.1f} m" for axis, a, b in zip("xyz", low, high, strict=True)))
+    table.add_row(
+        "extent", "  ".join(f"{axis} {a:.1f}..{b:.1f} m" for axis, a, b in zip("xyz", low, high, strict=True))
+    )
     table.add_row("tiles", f"{len(point_map.info.tiles)} of {point_map.info.tile_size:g} m")
     table.add_row("encoded with", point_map.checkpoint or "nothing yet: run `ep2ploc map encode`")
     table.add_row("source", str(point_map.info.source.get("path", "unknown")))
@@ -195,6 +199,8 @@ def train(
     """Train a network from a configuration, or adapt one to a site."""
     from dataclasses import replace
 
+    from ep2ploc_core.map.point_map import PointMap
+    from ep2ploc_core.map.sources import KittiSource
     from ep2ploc_core.training.config import load_config
     from ep2ploc_core.training.general import train_network
     from ep2ploc_core.training.processes import choose_device, run_everywhere
@@ -203,6 +209,7 @@ def train(
     if (config is None) == (site is None):
         raise InputError("Give either a training configuration or --site MAP.")
     if site is not None:
+        KittiSource.reopen(PointMap.open(site).info.source)  # says what is wrong before processes are started
         schedule = replace(SITE_SCHEDULE, steps=steps)
         run_everywhere(adapt_to_site, choose_device(device), site, checkpoint, schedule)
         return

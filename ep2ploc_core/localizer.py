@@ -68,7 +68,7 @@ class Localization:
 
 @dataclass
 class Query:
-    """An image as the network sees it: its features, the pinhole of that size, and the scale back to the given image."""
+    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image."""
 
     features: ImageFeatures
     camera: Camera
@@ -115,8 +115,8 @@ class Localizer:
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
         """Where the camera was when it took the image.
 
-        image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more than
-        about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map was not
+        image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no
+        more than about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map was not
         encoded with this network.
         """
         begin = time.perf_counter()

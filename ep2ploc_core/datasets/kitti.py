@@ -48,7 +48,13 @@ class KittiDrive:
         count = max([*images, *scans]) + 1
         stamps = _read_stamps(self.path, count)
         self.frames = [
-            Frame(index, stamps[index], images.get(index), scans.get(index), trajectory[index] if index < len(trajectory) else None)
+            Frame(
+                index,
+                stamps[index],
+                images.get(index),
+                scans.get(index),
+                trajectory[index] if index < len(trajectory) else None,
+            )
             for index in range(count)
             if index in images or index in scans
         ]
@@ -113,7 +119,9 @@ def read_kitti_poses(path: Path) -> list[np.ndarray]:
     except (OSError, ValueError) as error:
         raise InputError(f"The poses {path} cannot be read ({error}); give rows of 12 numbers.") from error
     if rows.shape[1] != 12 or not np.isfinite(rows).all():
-        raise InputError(f"The poses {path} have {rows.shape[1]} columns or values that are no numbers; give rows of 12 numbers.")
+        raise InputError(
+            f"The poses {path} have {rows.shape[1]} columns or values that are no numbers; give rows of 12 numbers."
+        )
     poses = np.tile(np.eye(4), (len(rows), 1, 1))
     poses[:, :3] = rows.reshape(-1, 3, 4)
     return list(poses)
@@ -215,5 +223,7 @@ def _parse_stamp(line: str, file: Path) -> float:
     try:
         moment = datetime.strptime(line.strip()[:26], "%Y-%m-%d %H:%M:%S.%f")
     except ValueError as error:
-        raise InputError(f"The time '{line.strip()}' in {file} is not of the form 2011-09-26 13:02:25.964389445.") from error
+        raise InputError(
+            f"The time '{line.strip()}' in {file} is not of the form 2011-09-26 13:02:25.964389445."
+        ) from error
     return moment.replace(tzinfo=timezone.utc).timestamp()

@@ -1,5 +1,5 @@
-"""A directory of query images: `images/` in the order of their names, `camera.yaml` (or a KITTI calibration) and, for
-evaluation, `poses.txt` (TUM rows: time x y z qx qy qz qw, map_from_camera); `frames.txt` where they came from a drive."""
+"""A directory of query images: `images/` in the order of their names, `camera.yaml` (or a KITTI calibration) and,
+for evaluation, `poses.txt` (TUM rows: time x y z qx qy qz qw, map_from_camera); `frames.txt` where they came from a drive."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ class Queries:
         try:
             rows = np.loadtxt(file, ndmin=2)
         except ValueError as error:
-            raise InputError(f"The poses {file} cannot be read ({error}); give rows of time x y z qx qy qz qw.") from error
+            raise InputError(
+                f"The poses {file} cannot be read ({error}); give rows of time x y z qx qy qz qw."
+            ) from error
         if rows.shape != (len(self.image_paths), 8) or not np.isfinite(rows).all():
             raise InputError(
                 f"The poses {file} hold {rows.shape[0]} rows of {rows.shape[1]} numbers; give one row of 8 (time x y z "

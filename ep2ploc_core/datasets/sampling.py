@@ -78,7 +78,9 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
-        return Batch(**{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()})
+        return Batch(
+            **{k: v.to(device, non_blocking=True) if isinstance(v, Tensor) else v for k, v in vars(self).items()}
+        )
 
 
 def network_size(camera: Camera, width: int) -> tuple[int, int]:
@@ -175,7 +177,8 @@ class Sampler:
                 scale = noise_scale * (1.0 if rng.random() < 0.65 else 10 ** rng.uniform(-1, 0))
                 starts.append((image, draw_start(rng, scale), scale))
         start_map_from_camera = [
-            scene.map_from_camera[chosen[image]] @ se3.exp(torch.from_numpy(error)).numpy() for image, error, _ in starts
+            scene.map_from_camera[chosen[image]] @ se3.exp(torch.from_numpy(error)).numpy()
+            for image, error, _ in starts
         ]
         # Moved by whole voxels of the coarsest level, so that the grid of a crop is the grid of the whole map.
         centre = np.mean([pose[:3, 3] for pose in start_map_from_camera], axis=0)
@@ -186,8 +189,8 @@ class Sampler:
         world = np.eye(4)
         mirrored = settings.world and rng.random() < 0.5
         if settings.world:
-            turn = rng.uniform(-math.pi, math.pi)
-            world[:2, :2] = [[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]]
+            yaw = rng.uniform(-math.pi, math.pi)
+            world[:2, :2] = [[math.cos(yaw), -math.sin(yaw)], [math.sin(yaw), math.cos(yaw)]]
             if mirrored:
                 world[:, 1] *= -1
             xyz = xyz @ world[:3, :3].T.astype(np.float32)
@@ -211,12 +214,12 @@ class Sampler:
             to_camera = turns[image] @ flip
             true = to_camera @ np.linalg.inv(world @ shift @ scene.map_from_camera[chosen[image]])
             begin = to_camera @ np.linalg.inv(world @ shift @ start)
-            index, valid = self._pick(points, begin, cameras[image], rng)
+            picked, valid = self._pick(points, begin, cameras[image], rng)
             views.append({
-                "image_of_view": np.int64(image),
-                "point_of_view": index,
+                "image_of_view": np.array(image),
+                "point_of_view": picked,
                 "valid": valid,
-                "visible": self._visible(scene, chosen[image], keep[index]),
+                "visible": self._visible(scene, chosen[image], keep[picked]),
                 "start": begin,
                 "true": true,
                 "sigma": start_sigma(scale),
@@ -257,7 +260,7 @@ class Sampler:
     def _augment_image(
         self, image: np.ndarray, camera: Camera, mirrored: bool, rng: np.random.Generator
     ) -> tuple[np.ndarray, Camera, np.ndarray]:
-        """The image at network size as a slightly turned and zoomed camera would see it: image, camera, turn `(4, 4)`."""
+        """The image at network size as a slightly turned and zoomed camera sees it: image, camera, turn `(4, 4)`."""
         settings = self.settings
         size = network_size(camera, self.image_width)
         target = camera.resized(*size)

@@ -84,7 +84,7 @@ def pack_voxels(voxels: np.ndarray) -> np.ndarray:
 
 
 def surface_shape(xyz: np.ndarray, viewpoint: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals `(N, 3)`, turned towards the viewpoints `(N, 3)`, and planarity `(N,)` 0..1 (0 line or blob, 1 plane).
+    """Unit normals `(N, 3)`, turned towards the viewpoints `(N, 3)`, and planarity `(N,)` (0 line or blob, 1 plane).
 
     Both from the covariance of up to 20 neighbours within `radius` metres; a lone point gets the direction to its
     viewpoint and planarity 0.

@@ -56,7 +56,9 @@ def encode_points(
             row = torch.zeros(len(voxels), dtype=torch.long, device=device)
             row[voxels.parent] = torch.from_numpy(code_voxel[near]).to(device)
             voxel_codes = codes.to(device)[row]
-        descriptors = network.encode_points(xyz, torch.from_numpy(points.attributes[near]).to(device), batch, voxel_codes)
+        descriptors = network.encode_points(
+            xyz, torch.from_numpy(points.attributes[near]).to(device), batch, voxel_codes
+        )
         own = (block[near] == corner).all(1)
         out[near[own]] = (descriptors[torch.from_numpy(own).to(device)] * 127).round().to(torch.int8).cpu().numpy()
         progress(done + 1, len(blocks))

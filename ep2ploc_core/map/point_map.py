@@ -133,7 +133,9 @@ class PointMap:
             content = yaml.safe_load((path / "map.yaml").read_text())
             info = MapInfo(**content)
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
-            raise MapError(f"{path} is not a map directory; make one with `ep2ploc map build SOURCE --out {path}`.") from error
+            raise MapError(
+                f"{path} is not a map directory; make one with `ep2ploc map build SOURCE --out {path}`."
+            ) from error
         if info.format != FORMAT:
             raise MapError(f"The map {path} has format {info.format}, this version reads {FORMAT}; build it again.")
         point_map = cls(path, info)

@@ -51,7 +51,9 @@ class KittiSource:
     def reopen(cls, description: dict[str, Any]) -> KittiSource:
         """The source that `describe` told of; raises InputError when it is gone or of another kind."""
         if description.get("kind") != "kitti_raw":
-            raise InputError("This map was not built from a KITTI raw drive, so it has no mapping images to learn from.")
+            raise InputError(
+                "This map was not built from a KITTI raw drive, so it has no mapping images to learn from."
+            )
         poses = description.get("poses")
         return cls(Path(description["path"]), None if poses is None else Path(poses), description.get("hold_out"))
 

@@ -50,7 +50,9 @@ def load_network(name_or_path: str | Path, device: str | torch.device = "cpu") -
         if metadata.get("kind") != _KIND:
             raise CheckpointError(f"{path} is no weights file of this network; give one that `ep2ploc train` wrote.")
         network = EP2PLoc(NetworkConfig(**json.loads(metadata["config"])))
-        network.load_state_dict({name: value.float() if value.is_floating_point() else value for name, value in tensors.items()})
+        network.load_state_dict(
+            {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
+        )
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(f"The weights file {path} is corrupted or of another version; get it again.") from error
     network.fingerprint = fingerprint(tensors)

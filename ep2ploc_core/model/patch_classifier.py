@@ -46,9 +46,7 @@ class PatchClassifier(nn.Module):
         self.confidence = nn.Linear(hidden, 1)
         self.log_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(
-        self, descriptors: Tensor, view: Tensor, patches: Tensor, prior_log_density: Tensor
-    ) -> PatchScores:
+    def forward(self, descriptors: Tensor, view: Tensor, patches: Tensor, prior_log_density: Tensor) -> PatchScores:
         """descriptors `(B, N, D)`, view `(B, N, 10)` of `view_attributes`, patches `(B, D, R, C)`,
         prior_log_density `(B, N, R, C)` (0 everywhere when there is no prior)."""
         trunk = self.trunk(torch.cat([descriptors, view], -1))
@@ -66,7 +64,9 @@ class PatchClassifier(nn.Module):
         )
 
 
-def view_attributes(points_camera: Tensor, normals_camera: Tensor, attributes: Tensor, rays_scale: float = 1.0) -> Tensor:
+def view_attributes(
+    points_camera: Tensor, normals_camera: Tensor, attributes: Tensor, rays_scale: float = 1.0
+) -> Tensor:
     """What a point looks like from a pose: `(B, N, 10)` out of its place `(B, N, 3)` and normal `(B, N, 3)` in the
     optical frame and its map attributes `(B, N, 6)`: log depth, direction (2), normal (3), how squarely it is seen,
     intensity, planarity, height above ground."""
@@ -75,9 +75,7 @@ def view_attributes(points_camera: Tensor, normals_camera: Tensor, attributes: T
     squarely = -(functional.normalize(points_camera, dim=-1) * normals_camera).sum(-1, keepdim=True)
     intensity, planarity = attributes[..., 0:1], attributes[..., 4:5]
     height = (attributes[..., 5:6] / 4).clamp(-2, 2)
-    return torch.cat(
-        [depth.log() - 2.5, direction, normals_camera, squarely, intensity, planarity, height], -1
-    )
+    return torch.cat([depth.log() - 2.5, direction, normals_camera, squarely, intensity, planarity, height], -1)
 
 
 def prior_log_density(
@@ -96,9 +94,7 @@ def prior_log_density(
     jacobian_u = torch.stack(
         [fx / z, zero, -fx * x / z**2, -fx * x * y / z**2, fx * (1 + x**2 / z**2), -fx * y / z], -1
     )
-    jacobian_v = torch.stack(
-        [zero, fy / z, -fy * y / z**2, -fy * (1 + y**2 / z**2), fy * x * y / z**2, fy * x / z], -1
-    )
+    jacobian_v = torch.stack([zero, fy / z, -fy * y / z**2, -fy * (1 + y**2 / z**2), fy * x * y / z**2, fy * x / z], -1)
     variance = sigma[:, None] ** 2
     s_uu = (jacobian_u**2 * variance).sum(-1) + patch**2
     s_vv = (jacobian_v**2 * variance).sum(-1) + patch**2

@@ -6,6 +6,8 @@ each point takes its voxel's feature back together with its own place in the vox
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
@@ -66,9 +68,9 @@ class PointTransformer(nn.Module):
         self.voxel_size = voxel_size
         widths = [width, width * 3 // 2, width * 2]
         self.point_mlp = nn.Sequential(nn.Linear(3 + len(ATTRIBUTES), width), nn.GELU(), nn.Linear(width, width))
-        self.down = nn.ModuleList(nn.Linear(a, b) for a, b in zip(widths, widths[1:], strict=False))
+        self.down = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.encode = nn.ModuleList(Block(w, heads) for w in widths)
-        self.up = nn.ModuleList(nn.Linear(b, a) for a, b in zip(widths, widths[1:], strict=False))
+        self.up = nn.ModuleList(nn.Linear(b, a) for a, b in pairwise(widths))
         self.decode = nn.ModuleList(Block(w, heads) for w in widths[:-1])
         self.voxel_out = nn.Linear(width, out_width)
         self.point_out = nn.Linear(width, out_width)

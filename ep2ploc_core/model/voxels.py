@@ -28,7 +28,7 @@ class Voxels:
 
 @dataclass
 class Pairs:
-    """Neighbouring voxels: voxel `target[p]` has neighbour `source[p]` at offset number `offset[p]`; sorted by target."""
+    """Neighbouring voxels: `target[p]` has the neighbour `source[p]` at offset number `offset[p]`; sorted by target."""
 
     target: Tensor
     source: Tensor
@@ -62,7 +62,7 @@ def coarsen(voxels: Voxels) -> Voxels:
 
 
 def neighbour_pairs(voxels: Voxels) -> Pairs:
-    """All pairs of occupied voxels that touch (3 x 3 x 3, a voxel is its own neighbour; 27 offsets, 13 is the centre)."""
+    """All pairs of occupied voxels that touch, 3 x 3 x 3; a voxel is its own neighbour, at offset number 13."""
     steps = torch.arange(-1, 2, device=voxels.keys.device)
     # Keys are linear in the voxel index, so an offset is one number added to the key.
     offsets = ((steps[:, None, None] << _BITS) + steps[:, None]) * (1 << _BITS) + steps

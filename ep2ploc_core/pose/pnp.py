@@ -10,7 +10,6 @@ import torch
 
 from ep2ploc_core import se3
 
-
 # What a match in front of the camera is worth: more than any error, so that no step pays by putting points behind it.
 BEHIND = 1e3
 
@@ -25,9 +24,7 @@ class PnPResult:
     covariance: np.ndarray
 
 
-def solve_ransac(
-    points_map: np.ndarray, pixels: np.ndarray, matrix: np.ndarray, threshold: float
-) -> np.ndarray | None:
+def solve_ransac(points_map: np.ndarray, pixels: np.ndarray, matrix: np.ndarray, threshold: float) -> np.ndarray | None:
     """map_from_camera `(4, 4)` by MAGSAC++ from points `(M, 3)`, pixels `(M, 2)` and K `(3, 3)`, or None.
 
     threshold: pixels beyond which a match is surely wrong. Deterministic: OpenCV's generator starts from the same seed.

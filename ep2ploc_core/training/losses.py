@@ -71,7 +71,9 @@ def compute_losses(
     hypotheses = draw_hypotheses(batch, weights.hypotheses, generator)
     likelihood = pose_log_likelihood(scores, view.xyz, view.valid, hypotheses, intrinsics, network.config.patch)
     likelihood = likelihood * network.log_pose_temperature.exp()
-    pose = functional.cross_entropy(likelihood, torch.zeros(len(likelihood), dtype=torch.long, device=likelihood.device))
+    pose = functional.cross_entropy(
+        likelihood, torch.zeros(len(likelihood), dtype=torch.long, device=likelihood.device)
+    )
     pixel = _pixel_loss(network, scores, patches, pixels, target, seen, weights.pixel_points)
     place = _place_loss(network, features, view, batch)
     geometry = _geometry_loss(features, batch, view, pixels, depth, target, seen, network.config.patch)
@@ -211,7 +213,9 @@ def _share_near(scores: PatchScores, pixels: Tensor, target: _PatchTarget, seen:
     columns = scores.log_likelihood.shape[-1]
     best = scores.log_posterior[..., :-1].argmax(-1)
     near = ((best % columns - target.patch % columns).abs() <= 1) & (
-        (torch.div(best, columns, rounding_mode="floor") - torch.div(target.patch, columns, rounding_mode="floor")).abs()
+        (
+            torch.div(best, columns, rounding_mode="floor") - torch.div(target.patch, columns, rounding_mode="floor")
+        ).abs()
         <= 1
     )
     return _mean(near.float(), seen & target.inside)

@@ -16,6 +16,8 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
+from ep2ploc_core.errors import Ep2plocError, InputError
+
 
 def choose_device(name: str) -> torch.device:
     """The device of a setting "auto", "cpu" or "cuda"."""
@@ -44,7 +46,13 @@ def run_everywhere(function: Callable[..., None], device: torch.device, *argumen
         function(device, *arguments)
         return
     with tempfile.TemporaryDirectory() as meeting:
-        multiprocessing.spawn(_process, (count, meeting, function, device, arguments), nprocs=count)
+        try:
+            multiprocessing.spawn(_process, (count, meeting, function, device, arguments), nprocs=count)
+        except multiprocessing.ProcessExitedException:
+            message = Path(meeting) / "error"
+            if message.exists():
+                raise InputError(message.read_text()) from None
+            raise
 
 
 def _process(
@@ -53,7 +61,11 @@ def _process(
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the processes are all on this machine
     address = f"file://{Path(meeting) / 'rendezvous'}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
-    _call(function, device, arguments)
+    try:
+        _call(function, device, arguments)
+    except Ep2plocError as error:
+        (Path(meeting) / "error").write_text(str(error))
+        raise SystemExit(2) from None
     distributed.destroy_process_group()
 
 

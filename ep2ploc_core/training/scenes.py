@@ -19,7 +19,9 @@ def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size
     """The images of a drive in its own map (`points`, or built here from its scans)."""
     drive = source.drive
     if not source.images:
-        raise InputError(f"{drive.path} has no image with a pose that is not held out, so there is nothing to learn from.")
+        raise InputError(
+            f"{drive.path} has no image with a pose that is not held out, so there is nothing to learn from."
+        )
     return Scene(
         points=accumulate(source, voxel_size) if points is None else points,
         images=[drive.read_image(frame) for frame in source.images],

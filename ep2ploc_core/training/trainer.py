@@ -25,6 +25,16 @@ from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights, compute_losses
 
 
+PROGRESS_COLUMNS = (
+    TextColumn("training"),
+    BarColumn(),
+    MofNCompleteColumn(),
+    TimeElapsedColumn(),
+    TimeRemainingColumn(),
+    TextColumn("{task.fields[note]}"),
+)
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast. `noise_start` is the share of the full start error at the beginning; it reaches 1 after
@@ -96,8 +106,7 @@ class Trainer:
         writer = SummaryWriter(str(self.out / "tensorboard")) if self.rank == 0 else None
         sums: dict[str, float] = {}
         means: dict[str, float] = {}
-        columns = (TextColumn("training"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), TextColumn("{task.fields[note]}"))  # fmt: skip
-        with Progress(*columns, disable=self.rank > 0) as progress:
+        with Progress(*PROGRESS_COLUMNS, disable=self.rank > 0) as progress:
             task = progress.add_task("", total=self.schedule.steps, completed=self.step, note="")
             for batch in self._batches():
                 log = self._train_step(batch.to(self.device))
@@ -200,7 +209,9 @@ class Trainer:
             for name, value in means.items():
                 writer.add_scalar(name, value, self.step)
             with (self.out / "log.jsonl").open("a") as file:
-                file.write(json.dumps({"step": self.step, **{name: round(value, 5) for name, value in means.items()}}) + "\n")
+                file.write(
+                    json.dumps({"step": self.step, **{name: round(value, 5) for name, value in means.items()}}) + "\n"
+                )
 
     def _save(self) -> None:
         if self.rank > 0:
@@ -231,9 +242,13 @@ class Trainer:
                 if name.startswith("optimizer."):
                     _, index, slot = name.split(".")
                     slots.setdefault(int(index), {})[slot] = value
-            self.optimizer.load_state_dict({"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]})
+            self.optimizer.load_state_dict(
+                {"state": slots, "param_groups": self.optimizer.state_dict()["param_groups"]}
+            )
         except Exception as error:
-            raise CheckpointError(f"The training state {path} does not fit this training; remove it to start again.") from error
+            raise CheckpointError(
+                f"The training state {path} does not fit this training; remove it to start again."
+            ) from error
 
 
 class _Batches(Dataset[Batch]):

@@ -25,7 +25,8 @@ def plot_trajectory(
     axes = figure.add_subplot()
     near = points.attributes[:, 5] > 0.5  # what stands on the ground draws the streets
     shown = np.flatnonzero(near)[:: max(1, int(near.sum()) // 60_000)]
-    axes.scatter(*(points.xyz[shown, :2] + origin[:2]).T, s=0.1, color="0.75", rasterized=True)
+    x, y = (points.xyz[shown, :2] + origin[:2]).T
+    axes.scatter(x, y, s=0.1, color="0.75", rasterized=True)
     axes.plot(truth[:, 0, 3], truth[:, 1, 3], ".-", color="tab:green", label="truth", markersize=4, linewidth=0.8)
     given = [(pose, true) for pose, true in zip(estimates, truth, strict=True) if pose is not None]
     if given:

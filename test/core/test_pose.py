@@ -53,7 +53,9 @@ def test_jacobian_agrees_with_finite_differences() -> None:
         step = np.zeros(6)
         step[axis] = 1e-6
         moved = [
-            _residuals(se3.perturb(torch.from_numpy(pose), torch.from_numpy(sign * step)).numpy(), points, pixels, MATRIX)[0]
+            _residuals(
+                se3.perturb(torch.from_numpy(pose), torch.from_numpy(sign * step)).numpy(), points, pixels, MATRIX
+            )[0]
             for sign in (1, -1)
         ]
         np.testing.assert_allclose(jacobian[:, :, axis], (moved[0] - moved[1]) / 2e-6, rtol=1e-4, atol=1e-3)

@@ -1,0 +1,156 @@
+"""The command line as people script it: forms that are promised, one sentence and exit code 2 for bad input."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+
+
+def ep2ploc(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "ep2ploc_core.cli", *map(str, arguments)],
+        capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "160"}, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with a drive, queries and a map without them."""
+    path = tmp_path_factory.mktemp("cli")
+    drive = write_synthetic_drive(path, frames=20, seed=2)
+    (path / "drive").symlink_to(drive)
+    for arguments in (
+        ("queries", "from-kitti", path / "drive", "--out", path / "queries", "--frames", "9,10"),
+        ("map", "build", path / "drive", "--out", path / "map", "--hold-out", path / "queries"),
+    ):
+        result = ep2ploc(*arguments)
+        assert result.returncode == 0, result.stderr
+    return path
+
+
+def prior_of(site: Path, frame: int) -> str:
+    drive = KittiDrive(site / "drive")
+    pose = drive.map_from_camera(drive.frame(frame))
+    return ",".join(f"{number:.6f}" for number in (*pose[:3, 3], *se3.to_quaternion(pose)))
+
+
+def test_localize_writes_the_promised_form(site: Path, tmp_path: Path) -> None:
+    image = site / "queries/images/0000000009.jpg"
+    result = ep2ploc(
+        "localize", site / "map", image, "--camera", site / "queries/camera.yaml", "--prior", prior_of(site, 9),
+        "--json", tmp_path / "result.json",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    row = json.loads((tmp_path / "result.json").read_text())
+    assert row == json.loads(result.stdout)
+    assert row["status"] in ("ok", "refused")
+    assert {"map_from_camera", "covariance", "num_matches", "num_inliers", "reason", "seconds"} <= set(row)
+    if row["status"] == "ok":
+        assert np.shape(row["map_from_camera"]) == (4, 4) and np.shape(row["covariance"]) == (6, 6)
+    else:
+        assert row["reason"] and row["map_from_camera"] is None
+
+
+def test_without_a_prior_it_refuses_and_says_why(site: Path) -> None:
+    image = site / "queries/images/0000000009.jpg"
+    result = ep2ploc("localize", site / "map", image, "--camera", site / "queries/camera.yaml")
+    assert result.returncode == 0
+    assert json.loads(result.stdout)["status"] == "refused"
+    assert "prior" in json.loads(result.stdout)["reason"]
+
+
+def test_evaluate_compares_with_the_truth_and_repeats_exactly(site: Path, tmp_path: Path) -> None:
+    reports = []
+    for name in ("a.json", "b.json"):
+        result = ep2ploc(
+            "evaluate", site / "map", site / "queries", "--noise", "1m,5deg", "--repeats", "2", "--json",
+            tmp_path / name, "--plots", tmp_path / "plots",
+        )  # fmt: skip
+        assert result.returncode == 0, result.stderr
+        reports.append(json.loads((tmp_path / name).read_text()))
+    first, second = reports
+    assert len(first["results"]) == 4 and first["summary"]["queries"] == 4
+    assert first["start"]["median_translation_m"] < np.sqrt(1 + 1 + 0.25**2)
+    for mine, theirs in zip(first["results"], second["results"], strict=True):
+        assert mine["map_from_camera"] == theirs["map_from_camera"]
+    for row in first["results"]:
+        if row["status"] == "ok":
+            truth_free = {"translation_error_m", "rotation_error_deg", "forward_error_m", "yaw_error_deg"}
+            assert truth_free <= set(row)
+    assert (tmp_path / "plots/recall.png").stat().st_size > 1000
+
+
+def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
+    from ep2ploc_core.map.point_map import PointMap
+
+    seen = PointMap.open(site / "map").all_points().seen
+    assert not np.isin(seen, range(6, 14)).any()
+    assert np.isin([5, 14], seen).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("map", "build", "no/drive", "--out", "{tmp}/m"), "is not a KITTI raw drive"),
+        (("map", "info", "{tmp}"), "is not a map directory"),
+        (("localize", "{tmp}", "{image}", "--camera", "{camera}"), "is not a map directory"),
+        (("localize", "{map}", "no.png", "--camera", "{camera}"), "does not exist"),
+        (("localize", "{map}", "{image}", "--camera", "no.yaml"), "does not exist"),
+        (("localize", "{map}", "{image}", "--camera", "{image}"), "The calibration"),
+        (("localize", "{map}", "{image}", "--camera", "{wide}", "--prior", "{prior}"), "calibration is for"),
+        (("localize", "{map}", "{image}", "--camera", "{camera}", "--prior", "1,2,3"), "cannot be read"),
+        (("localize", "{map}", "{image}", "--camera", "{camera}", "--checkpoint", "no"), "no weights file"),
+        (("evaluate", "{map}", "{tmp}"), "no images"),
+        (("evaluate", "{map}", "{queries}", "--noise", "lots"), "write it like"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "magic"), "not known"),
+        (("train", "no.yaml"), "no training configuration"),
+        (("train", "--site", "{tmp}"), "is not a map directory"),
+        (("bag", "from-kitti", "{tmp}", "--out", "{tmp}/bag"), "is not a KITTI raw drive"),
+    ],
+)
+def test_bad_input_is_one_sentence_and_exit_code_2(site: Path, tmp_path: Path, arguments: tuple, says: str) -> None:
+    wide = tmp_path / "wide.yaml"
+    wide.write_text((site / "queries/camera.yaml").read_text().replace("image_width: 621", "image_width: 640"))
+    (tmp_path / "empty").mkdir()
+    places = {
+        "tmp": tmp_path / "empty", "map": site / "map", "queries": site / "queries", "wide": wide,
+        "image": site / "queries/images/0000000009.jpg", "camera": site / "queries/camera.yaml",
+        "prior": prior_of(site, 9),
+    }  # fmt: skip
+    result = ep2ploc(*(argument.format(**places) for argument in arguments))
+    assert result.returncode == 2, (result.stdout, result.stderr)
+    message = [line for line in result.stderr.splitlines() if line.strip()][-1]
+    assert message.startswith("ep2ploc: ") and says in message
+    assert "Traceback" not in result.stderr
+
+
+def test_a_truncated_scan_leaves_the_old_map(site: Path, tmp_path: Path) -> None:
+    drive = write_synthetic_drive(tmp_path, frames=3, seed=4)
+    assert ep2ploc("map", "build", drive, "--out", tmp_path / "map").returncode == 0
+    before = (tmp_path / "map/map.yaml").read_text()
+    scan = drive / "velodyne_points/data/0000000001.bin"
+    scan.write_bytes(scan.read_bytes()[:-5])
+    result = ep2ploc("map", "build", drive, "--out", tmp_path / "map")
+    assert result.returncode == 2 and "truncated" in result.stderr
+    assert (tmp_path / "map/map.yaml").read_text() == before
+
+
+def test_a_map_of_another_network_is_refused(site: Path, tmp_path: Path) -> None:
+    from ep2ploc_core.model.checkpoint import load_network, save_network
+
+    network = load_network("edge")
+    network.log_pose_temperature.data += 1
+    save_network(network, tmp_path / "other.safetensors")
+    result = ep2ploc(
+        "localize", site / "map", site / "queries/images/0000000009.jpg", "--camera", site / "queries/camera.yaml",
+        "--prior", prior_of(site, 9), "--checkpoint", tmp_path / "other.safetensors",
+    )  # fmt: skip
+    assert result.returncode == 2 and "encoded with network" in result.stderr
