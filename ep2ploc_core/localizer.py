@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.datasets.sampling import network_size, spread_over_image, start_sigma
+from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_over_image, start_sigma
 from ep2ploc_core.errors import InputError, MapError
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
-from ep2ploc_core.pose.pnp import refine, solve_ransac
+from ep2ploc_core.pose.pnp import refine, reprojection_errors, solve_ransac
 from ep2ploc_core.pose.score_search import SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
@@ -26,21 +26,22 @@ from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 class LocalizerSettings:
     """How an image is localized. Lengths in metres, thresholds in pixels of the network's image.
 
-    prior_scale: how wrong a prior may be, as a share of 2 m and 10 degrees; second_scale: the same for the second
-    pass. The `least_` values are the evidence below which a pose is refused; `covariance_scale` makes the predicted
-    errors as large as those seen on validation drives.
+    pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
+    one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused;
+    `covariance_scale` makes the predicted errors as large as those seen on validation drives.
     """
 
     radius: float = 60.0
     points: int = 1024
-    prior_scale: float = 1.0
-    second_scale: float = 0.3
+    pass_scales: tuple[float, ...] = (1.0, 0.3, 0.1)
     match_threshold: float = 6.0
     robust_scale: float = 3.0
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.5
-    greatest_sigma_metres: float = 1.0
+    least_score: float = -2.4
+    greatest_sigma_metres: float = 0.5
+    greatest_distance: float = 1.5
     covariance_scale: float = 1.0
     search: SearchSettings = field(default_factory=SearchSettings)
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
@@ -78,13 +79,13 @@ class Query:
 
 @dataclass
 class Matching:
-    """Scores of the visible points from one pose: `view` and `scores` of batch size 1, `log_likelihood` of the best pose
-    found among them, `map_from_camera` `(4, 4)` float32, relative to the local origin."""
+    """Scores of the points visible from one pose, `view` and `scores` of batch size 1, and the best pose found among
+    them, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariance `(6, 6)`."""
 
     view: PointView
     scores: PatchScores
     map_from_camera: Tensor
-    log_likelihood: float
+    covariance: Tensor
 
 
 @dataclass
@@ -116,8 +117,8 @@ class Localizer:
         """Where the camera was when it took the image.
 
         image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no
-        more than about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map was not
-        encoded with this network.
+        more than about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map
+        was not encoded with this network.
         """
         begin = time.perf_counter()
         if prior is None:
@@ -129,14 +130,20 @@ class Localizer:
         origin = np.round(prior[:3, 3])
         guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
 
-        first = self._match(query, points, origin, guess, self.settings.prior_scale)
-        if first is None:
-            return self._refuse("too few map points are visible from the prior pose", begin)
-        second = self._match(query, points, origin, first.map_from_camera, self.settings.second_scale)
-        if second is None:
-            return self._refuse("too few map points are visible from the pose found", begin)
-        matches = self._decide(query, second)
-        return self._solve(query, second, matches, origin, begin)
+        passes: list[Matching] = []
+        for scale in self.settings.pass_scales:
+            matching = self._match(query, points, origin, guess, scale)
+            if matching is None:
+                return self._refuse("too few map points are visible from where the camera should be", begin)
+            passes.append(matching)
+            guess = matching.map_from_camera
+        matches = self._decide(query, passes[-1])
+        found = self._solve(query, passes, matches, origin)
+        found.reason = self._doubt(found, passes, prior)
+        if found.reason:
+            found.status, found.map_from_camera, found.covariance = "refused", None, None
+        found.seconds = time.perf_counter() - begin
+        return found
 
     def _points_around(self, prior: np.ndarray) -> MapPoints:
         if self.point_map.checkpoint != self.network.fingerprint:
@@ -173,7 +180,7 @@ class Localizer:
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), self.settings.search,
         )  # fmt: skip
-        return Matching(view, scores, found.map_from_camera, found.log_probability)
+        return Matching(view, scores, found.map_from_camera, found.covariance)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
@@ -223,56 +230,59 @@ class Localizer:
             weights=weights.double().cpu().numpy(),
         )
 
-    def _solve(
-        self, query: Query, matching: Matching, matches: Matches, origin: np.ndarray, begin: float
-    ) -> Localization:
-        """The pose by MAGSAC and by the score search, whichever the scores like better, polished; then the verdict."""
-        settings, matrix = self.settings, query.camera.matrix
-        if len(matches.points) < settings.least_matches:
-            return self._refuse(f"only {len(matches.points)} map points were found in the image", begin)
-        starts = [matching.map_from_camera.double().cpu().numpy()]
+    def _solve(self, query: Query, passes: list[Matching], matches: Matches, origin: np.ndarray) -> Localization:
+        """The pose by the score search, by MAGSAC and by polishing on the matches, whichever the scores like best."""
+        settings, matrix, last = self.settings, query.camera.matrix, passes[-1]
+        searched = last.map_from_camera.double().cpu().numpy()
+        candidates = [searched]
         sampled = solve_ransac(matches.points, matches.pixels, matrix, settings.match_threshold)
-        if sampled is not None:
-            starts.append(sampled)
-        starts.sort(key=lambda pose: -self._likelihood(query, matching, pose))
-        polished = refine(starts[0], matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale)
-        chosen = polished.map_from_camera
-        if self._likelihood(query, matching, chosen) < self._likelihood(query, matching, starts[0]):
-            chosen = starts[0]
-        result = Localization(
+        for start in (searched, sampled):
+            if start is not None:
+                polished = refine(start, matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale)
+                candidates.append(polished.map_from_camera)
+        likelihoods = self._likelihoods(query, last, candidates)
+        chosen = candidates[int(np.argmax(likelihoods))]
+        agreement = reprojection_errors(chosen, matches.points, matches.pixels, matrix)
+        inliers = agreement < settings.match_threshold
+        # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
+        spread = passes[-2].covariance if len(passes) > 1 else last.covariance
+        return Localization(
             status="ok",
             map_from_camera=_moved(chosen, origin),
-            covariance=polished.covariance * settings.covariance_scale,
+            covariance=spread.double().numpy() * settings.covariance_scale,
             num_matches=len(matches.points),
-            num_inliers=int(polished.inliers.sum()),
-            score=self._likelihood(query, matching, chosen) / float(matching.scores.confidence.sum()),
-            points_map=matches.points[polished.inliers] + origin,
-            pixels=(matches.pixels[polished.inliers] + 0.5) * query.scale - 0.5,
+            num_inliers=int(inliers.sum()),
+            score=float(likelihoods.max() / last.scores.confidence.sum()),
+            points_map=matches.points[inliers] + origin,
+            pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
-        result.reason = self._doubt(result)
-        if result.reason:
-            result.status, result.map_from_camera, result.covariance = "refused", None, None
-        result.seconds = time.perf_counter() - begin
-        return result
 
-    def _likelihood(self, query: Query, matching: Matching, pose: np.ndarray) -> float:
-        camera_from_map = torch.from_numpy(np.linalg.inv(pose)).float().to(self.device)
-        value = pose_log_likelihood(
-            matching.scores, matching.view.xyz, matching.view.valid, camera_from_map[None, None], query.intrinsics,
+    def _likelihoods(self, query: Query, matching: Matching, poses: list[np.ndarray]) -> np.ndarray:
+        """Log likelihoods `(K,)` of K poses map_from_camera under the scores."""
+        camera_from_map = torch.from_numpy(np.linalg.inv(np.stack(poses))).float().to(self.device)
+        values = pose_log_likelihood(
+            matching.scores, matching.view.xyz, matching.view.valid, camera_from_map[None], query.intrinsics,
             self.network.config.patch,
         )  # fmt: skip
-        return float(value)
+        return values[0].cpu().numpy()
 
-    def _doubt(self, result: Localization) -> str:
+    def _doubt(self, found: Localization, passes: list[Matching], prior: np.ndarray) -> str:
         """Why the pose should not be believed; empty when nothing speaks against it."""
         settings = self.settings
-        ratio = result.num_inliers / max(1, result.num_matches)
+        assert found.map_from_camera is not None
+        if found.num_matches < settings.least_matches:
+            return f"only {found.num_matches} map points were found in the image"
+        ratio = found.num_inliers / found.num_matches
         if ratio < settings.least_inlier_ratio:
             return f"only {ratio:.0%} of the matches agree on one pose"
-        assert result.covariance is not None
-        sigma = float(np.sqrt(np.linalg.eigvalsh(result.covariance[:3, :3]).max()))
+        if found.score < settings.least_score:
+            return f"the image fits the map badly there (score {found.score:.2f})"
+        sigma = float(passes[0].covariance[:3, :3].trace().sqrt())
         if sigma > settings.greatest_sigma_metres:
-            return f"the pose is uncertain by {sigma:.1f} m"
+            return f"several poses are possible, {sigma:.1f} m apart"
+        off = np.abs(se3.log(np.linalg.inv(prior) @ found.map_from_camera)) / START_RANGE
+        if off.max() > settings.greatest_distance:
+            return "the pose found lies too far from the prior pose to be believed"
         return ""
 
     @staticmethod

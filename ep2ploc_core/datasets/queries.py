@@ -1,5 +1,6 @@
 """A directory of query images: `images/` in the order of their names, `camera.yaml` (or a KITTI calibration) and,
-for evaluation, `poses.txt` (TUM rows: time x y z qx qy qz qw, map_from_camera); `frames.txt` where they came from a drive."""
+for evaluation, `poses.txt` (TUM rows: time x y z qx qy qz qw, map_from_camera); `frames.txt` where they came
+from a drive."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def evaluate_tracking(
             start = truth @ se3.exp(torch.from_numpy(error)).numpy()
             result = localizer.localize(image, queries.camera, start)
             name = {"image": queries.image_paths[shown].name, "query": query}
-            rows.append({**name, **result_row(result), **_errors(result.map_from_camera, truth)})
-            starts.append({**name, "status": "ok", "seconds": 0.0, **_errors(start, truth)})
+            rows.append({**name, **result_row(result), **error_row(result.map_from_camera, truth)})
+            starts.append({**name, "status": "ok", "seconds": 0.0, **error_row(start, truth)})
             progress(len(rows), total)
     return {
         "protocol": {"name": "tracking", **asdict(protocol)},
@@ -85,7 +85,8 @@ def result_row(result: Localization) -> dict[str, object]:
     }
 
 
-def _errors(estimate: np.ndarray | None, truth: np.ndarray) -> dict[str, object]:
+def error_row(estimate: np.ndarray | None, truth: np.ndarray) -> dict[str, object]:
+    """Errors of a pose `(4, 4)` in the promised form; empty when there is none."""
     if estimate is None:
         return {}
     metres, radians = se3.pose_error(estimate, truth)

@@ -95,6 +95,14 @@ def refine(
     return PnPResult(pose, inliers, inverse @ (score.T @ score) @ inverse)
 
 
+def reprojection_errors(
+    map_from_camera: np.ndarray, points_map: np.ndarray, pixels: np.ndarray, matrix: np.ndarray
+) -> np.ndarray:
+    """Distances `(M,)` in pixels between the pixels and the points' projections; infinite behind the camera."""
+    residual, _, front = _residuals(map_from_camera, points_map, pixels, matrix)
+    return np.where(front, np.linalg.norm(residual, axis=1), np.inf)
+
+
 def _move(map_from_camera: np.ndarray, tangent: np.ndarray) -> np.ndarray:
     return se3.perturb(torch.from_numpy(map_from_camera), torch.from_numpy(tangent)).numpy()
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.distributions import MultivariateNormal
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
@@ -63,9 +64,14 @@ class SearchSettings:
 
 @dataclass
 class SearchResult:
-    """The best pose `map_from_camera` `(4, 4)`, its log probability (up to a constant) and that of the start."""
+    """The best pose `map_from_camera` `(4, 4)`, its log probability (up to a constant) and that of the start.
+
+    covariance `(6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes): the spread of all poses that are
+    probable within the prior, several separate ones included.
+    """
 
     map_from_camera: Tensor
+    covariance: Tensor
     log_probability: float
     start_log_probability: float
 
@@ -85,25 +91,36 @@ def search_pose(
     of the start's error, a Gaussian.
 
     scores and xyz with batch size 1; map_from_camera `(4, 4)`; sigma `(6,)` standard deviations of the start along and
-    about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose.
+    about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose. All samples of
+    all rounds, weighed against the mixture they were drawn from, give the covariance (adaptive multiple importance
+    sampling, as EPro-PnP does for its loss).
     """
     generator = torch.Generator().manual_seed(settings.seed)
-    mean, spread = torch.zeros(6), torch.diag(1.5 * sigma.cpu())
-    best_tangent, best_value, start_value = torch.zeros(6), -torch.inf, 0.0
-    for round_number in range(settings.iterations):
-        noise = torch.randn(settings.samples, 6, generator=generator)
-        tangents = mean + noise @ spread.T
-        tangents[0] = best_tangent
+    prior = sigma.cpu()
+    mean, spread = torch.zeros(6), torch.diag(1.5 * prior)
+    drawn, probabilities, proposals = [], [], []
+    best = torch.zeros(6)
+    for _ in range(settings.iterations):
+        proposals.append(MultivariateNormal(mean, scale_tril=spread))
+        tangents = mean + torch.randn(settings.samples, 6, generator=generator) @ spread.T
+        tangents[0] = best
         poses = map_from_camera @ se3.exp(tangents.to(map_from_camera.device))
         values = pose_log_likelihood(scores, xyz, valid, se3.inverse(poses)[None], intrinsics, patch)[0].cpu()
-        values = temperature * values - 0.5 * ((tangents / sigma.cpu()) ** 2).sum(1)
-        if round_number == 0:
-            start_value = float(values[0])
+        values = temperature * values - 0.5 * ((tangents / prior) ** 2).sum(1)
+        drawn.append(tangents)
+        probabilities.append(values)
         top = values.topk(settings.elite)
-        if float(top.values[0]) > best_value:
-            best_value, best_tangent = float(top.values[0]), tangents[top.indices[0]]
+        best = tangents[top.indices[0]]
         chosen = tangents[top.indices]
         mean = chosen.mean(0)
-        covariance = torch.cov(chosen.T) + torch.diag((0.01 * sigma.cpu()) ** 2)
-        spread = torch.linalg.cholesky(covariance)
-    return SearchResult(map_from_camera @ se3.exp(best_tangent.to(map_from_camera.device)), best_value, start_value)
+        spread = torch.linalg.cholesky(torch.cov(chosen.T) + torch.diag((0.01 * prior) ** 2))
+    tangents, values = torch.cat(drawn), torch.cat(probabilities)
+    mixture = torch.stack([proposal.log_prob(tangents) for proposal in proposals]).logsumexp(0)
+    covariance = torch.cov(tangents.T, aweights=(values - mixture).softmax(0), correction=0)
+    rotation = torch.block_diag(*[map_from_camera[:3, :3].cpu()] * 2)
+    return SearchResult(
+        map_from_camera=map_from_camera @ se3.exp(best.to(map_from_camera.device)),
+        covariance=rotation @ covariance @ rotation.T,
+        log_probability=float(values.max()),
+        start_log_probability=float(values[0]),
+    )

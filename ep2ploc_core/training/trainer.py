@@ -24,7 +24,6 @@ from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights, compute_losses
 
-
 PROGRESS_COLUMNS = (
     TextColumn("training"),
     BarColumn(),

@@ -138,3 +138,26 @@ def test_prior_density_is_the_projected_covariance() -> None:
         variance = (share * (grid - mean) ** 2).sum() - 64  # the one patch that is added on purpose
         assert abs(mean - pixels[:, column].mean()) < 3
         assert abs(variance.sqrt() / pixels[:, column].std() - 1) < 0.2
+
+
+def test_search_covariance_is_that_of_the_posterior() -> None:
+    """Against a fine grid over the two directions that matter, sideways and ahead."""
+    pose, points, scores = score_maps(10)
+    valid = torch.ones(1, 500, dtype=torch.bool)
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    sigma = torch.tensor([1.0, 0.001, 1.0, 1e-4, 1e-4, 1e-4])
+    start = torch.from_numpy(pose).float()
+    found = search_pose(scores, points, valid, start, sigma, intrinsics, patch=8, temperature=0.02)
+    steps = torch.linspace(-1, 1, 81)
+    side, ahead = torch.meshgrid(steps, steps, indexing="ij")
+    tangents = torch.zeros(81 * 81, 6)
+    tangents[:, 0], tangents[:, 2] = side.flatten(), ahead.flatten()
+    poses = se3.inverse(start @ se3.exp(tangents))
+    values = torch.cat([
+        pose_log_likelihood(scores, points, valid, part[None], intrinsics, 8)[0] for part in poses.split(729)
+    ])  # fmt: skip
+    share = (0.02 * values - 0.5 * ((tangents / sigma) ** 2).sum(1)).softmax(0)
+    expected = torch.cov(tangents.T, aweights=share, correction=0)[[0, 2]][:, [0, 2]]
+    rotation = start[:3, :3]
+    in_camera = (rotation.T @ found.covariance[:3, :3] @ rotation)[[0, 2]][:, [0, 2]]
+    torch.testing.assert_close(in_camera, expected, rtol=0.3, atol=0.1 * float(expected.diagonal().max()))
