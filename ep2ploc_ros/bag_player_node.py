@@ -36,7 +36,7 @@ class BagPlayerNode(RunnableNode):
         self._health = Health(self)
         self._clock_publisher = self.create_publisher(Clock, "/clock", QoSProfile(depth=10))
         self._publishers_by_topic: dict[str, Publisher] = {}
-        self._image_publishers: list[Publisher] = []
+        self._image_topics: list[str] = []
         for connection in _connections(self._settings.bag):
             self._advertise(connection)
         self._stopping = threading.Event()
@@ -63,7 +63,7 @@ class BagPlayerNode(RunnableNode):
         publisher = self.create_publisher(kind, connection.topic, qos)
         self._publishers_by_topic[connection.topic] = publisher
         if connection.msgtype in _IMAGE_TYPES:
-            self._image_publishers.append(publisher)
+            self._image_topics.append(connection.topic)
 
     def _play_all(self) -> None:
         try:
@@ -80,10 +80,12 @@ class BagPlayerNode(RunnableNode):
         self.finished = True
 
     def _wait_for_subscribers(self) -> None:
-        deadline = time.monotonic() + self._settings.wait_for_subscribers
-        while not all(publisher.get_subscription_count() for publisher in self._image_publishers):
+        wanted = self._settings.wait_for.split() or self._image_topics
+        publishers = [self._publishers_by_topic[topic] for topic in wanted if topic in self._publishers_by_topic]
+        deadline = time.monotonic() + self._settings.longest_wait
+        while not all(publisher.get_subscription_count() for publisher in publishers):
             if time.monotonic() > deadline:
-                self._health.report(WARN, "Nobody subscribes to the images; playing all the same.")
+                self._health.report(WARN, f"Not all of {', '.join(wanted)} have a subscriber; playing all the same.")
                 break
             if self._stopping.wait(0.05):
                 return

@@ -108,7 +108,8 @@ def replay(bag: Path, map_path: Path, out: Path, rate: float = 1.0) -> ReplayRes
         start("map_server", use_sim_time=True, map_path=Path(map_path).resolve())
         start("localizer", camera, use_sim_time=True, image_reliability="reliable")
         _wait(nodes, lambda: _is_ready(events), "get ready")
-        player = start("bag_player", bag=Path(bag).resolve(), rate=float(rate))
+        needed = "/camera/image /initialpose /ground_truth/pose"  # localizer and recorder, both
+        player = start("bag_player", bag=Path(bag).resolve(), rate=float(rate), wait_for=needed, longest_wait=60.0)
         nodes.remove(player)  # the one that may end
         while player.process.poll() is None:
             _check(nodes)

@@ -84,9 +84,10 @@ class BagPlayerParameters:
     bag: str = _setting("", "Bag directory (mcap or sqlite3) to play.")
     rate: float = _setting(1.0, "Speed of playing: 2.0 is twice as fast as recorded.", between=(0.01, 100.0))
     loop: bool = _setting(False, "Begin again at the end; time then jumps back.")
-    wait_for_subscribers: float = _setting(
-        10.0, "Longest wait in seconds, before the start, for a subscriber of every image topic.", between=(0.0, 600.0)
+    wait_for: str = _setting(
+        "", "Topics, with spaces between, that must have a subscriber before the start. Empty: the image topics."
     )
+    longest_wait: float = _setting(10.0, "Seconds after which it starts all the same.", between=(0.0, 600.0))
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,20 @@ from typing import Any
 
 import numpy as np
 import pytest
+import rclpy
+import torch
+from diagnostic_msgs.msg import DiagnosticArray
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
 
-from ep2ploc_core.map.point_map import MapInfo, MapPoints, PointMap, write_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
+from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_ros.messages import image_to_message
 
-rclpy = pytest.importorskip("rclpy", reason="ROS 2 is not installed")
-
+WIDTH, HEIGHT = 320, 96
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until something that should happen counts as never
 
@@ -96,8 +105,6 @@ class Listener:
 @pytest.fixture
 def listener(request: pytest.FixtureRequest) -> Iterator[Listener]:
     """A Listener that hears /diagnostics."""
-    from diagnostic_msgs.msg import DiagnosticArray
-
     one = Listener(f"listener_{abs(hash(request.node.name)) % 10**6}")
     one.listen(DiagnosticArray, "/diagnostics")
     yield one
@@ -156,3 +163,79 @@ def small_map(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
     point_map = write_map(tmp_path_factory.mktemp("small") / "map", points, MapInfo(voxel_size=0.2))
     point_map.store_descriptors(random_numbers.integers(-127, 128, (count, 16)).astype(np.int8), "cafe0123")
     return point_map
+
+
+@pytest.fixture(scope="session")
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
+    """A map of random points with a network of its own, untrained. It believes the poses it finds, which mean nothing;
+    a node must give the same ones."""
+    path = tmp_path_factory.mktemp("untrained") / "map"
+    numbers = np.random.default_rng(4)
+    count = 20_000
+    xyz = numbers.uniform([-50, -30, -2], [150, 30, 6], (count, 3)).astype(np.float32)
+    attributes = np.zeros((count, 6), np.float32)
+    point_map = write_map(path, MapPoints(xyz, attributes, np.zeros((count, 2), np.uint16)), MapInfo(voxel_size=0.2))
+    torch.manual_seed(3)
+    save_network(EP2PLoc(), path / SITE_CHECKPOINT)
+    network = load_network(path / SITE_CHECKPOINT)
+    width = network.config.descriptor_width
+    point_map.store_descriptors(numbers.integers(-30, 30, (count, width)).astype(np.int8), network.fingerprint)
+    return point_map
+
+
+class CameraDriver:
+    """A camera driver of the test, with a clock of its own."""
+
+    def __init__(self, listener: Listener) -> None:
+        node = listener.node
+        self.images = node.create_publisher(Image, "image", qos_profile_sensor_data)
+        self.infos = node.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
+        self.poses = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 1)
+        self.seconds = 1000.0
+        self.pixels = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+    def header(self, frame: str) -> Header:
+        """A header of now."""
+        header = Header(frame_id=frame)
+        header.stamp.sec = int(self.seconds)
+        header.stamp.nanosec = int(self.seconds % 1 * 1e9)
+        return header
+
+    def info(self, **change: object) -> CameraInfo:
+        """A calibration; `change` sets other values."""
+        message = CameraInfo(header=self.header("camera"), width=WIDTH, height=HEIGHT)
+        message.k = [200.0, 0.0, 160.0, 0.0, 200.0, 48.0, 0.0, 0.0, 1.0]
+        for name, value in change.items():
+            setattr(message, name, value)
+        return message
+
+    def image(self, **change: object) -> Image:
+        """The next image; `change` sets other values."""
+        self.seconds += 0.1
+        message = image_to_message(self.pixels, self.header("camera"))
+        for name, value in change.items():
+            setattr(message, name, value)
+        return message
+
+    def start_pose(self, frame: str = "map", x: float = 0.0) -> PoseWithCovarianceStamped:
+        """An initial pose of the camera, which looks along the map's x axis."""
+        message = PoseWithCovarianceStamped(header=self.header(frame))
+        message.pose.pose.position.x = x
+        rotation = message.pose.pose.orientation
+        rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
+        return message
+
+    def ready(self) -> bool:
+        """Whether somebody listens to all of it."""
+        return all(one.get_subscription_count() for one in (self.images, self.infos, self.poses))
+
+    def good(self) -> None:
+        """Sends an image with its calibration."""
+        self.infos.publish(self.info())
+        self.images.publish(self.image())
+
+
+@pytest.fixture
+def camera(listener: Listener) -> CameraDriver:
+    """A CameraDriver."""
+    return CameraDriver(listener)

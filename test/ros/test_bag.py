@@ -17,7 +17,9 @@ from tf2_msgs.msg import TFMessage
 
 from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
-from ep2ploc_core.errors import InputError
+from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_ros.demo_replay import replay
 from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
@@ -154,3 +156,30 @@ def test_player_refuses_what_is_no_bag(start, tmp_path: Path) -> None:
     assert player.process.wait(timeout=60) == 2
     assert "cannot be played" in player.log.read_text()
     assert "Traceback" not in player.log.read_text()
+
+
+def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrained: PointMap, tmp_path: Path) -> None:
+    bag = tmp_path / "bag"
+    start = np.array([[0, 0, 1, 0], [-1, 0, 0, 0], [0, -1, 0, 0], [0, 0, 0, 1.0]])
+    write_kitti_bag(drive, bag, initial_poses={0: start})
+    result = replay(bag, untrained.path, tmp_path / "out", rate=0.1)
+    frames = [frame for frame in drive.frames if frame.image_path]
+    assert [image.stamp for image in result.images] == [round(frame.stamp * 1e9) for frame in frames]
+    assert np.allclose(result.truth, [drive.map_from_camera(frame) for frame in frames])
+    assert set(result.exit_codes.values()) == {0}
+    assert int(result.localizer["images_received"]) == 4
+    for image in result.images:  # an untrained network may say what it likes, but TF must say the same
+        assert (image.tf is None) == (image.map_from_camera is None) == (image.latency is None)
+        if image.tf is not None:
+            assert np.allclose(image.tf, image.map_from_camera)
+    assert [row["status"] for row in result.rows()] == ["refused" if one is None else "ok" for one in result.estimates]
+    assert result.summary()["tf_differs_from_pose_by_m"] < 1e-6
+    assert {log.name for log in (tmp_path / "out").glob("*.log")} == {
+        "recorder.log", "map_server.log", "localizer.log", "bag_player.log",
+    }  # fmt: skip
+
+
+def test_replay_with_an_unusable_map_ends_with_a_sentence(drive: KittiDrive, tmp_path: Path) -> None:
+    write_kitti_bag(drive, tmp_path / "bag")
+    with pytest.raises(Ep2plocError, match="is not a map directory"):
+        replay(tmp_path / "bag", tmp_path, tmp_path / "out")

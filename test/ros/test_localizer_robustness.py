@@ -4,101 +4,37 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pytest
 import yaml
 from geometry_msgs.msg import PoseWithCovarianceStamped
-from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
-from sensor_msgs.msg import CameraInfo, Image, PointCloud2
+from rclpy.qos import DurabilityPolicy, QoSProfile
+from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
-from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
-from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.model.checkpoint import save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
-from ep2ploc_ros.messages import image_to_message
 
-WIDTH, HEIGHT = 320, 96
 VERDICTS = ("Image refused", "Tracking", "Lost")  # what an untrained network says is of no interest here
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
-@pytest.fixture(scope="module")
-def untrained(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
-    """A map with its own network, whose descriptors are random."""
-    path = tmp_path_factory.mktemp("untrained") / "map"
-    numbers = np.random.default_rng(4)
-    count = 20_000
-    xyz = numbers.uniform([-50, -30, -2], [150, 30, 6], (count, 3)).astype(np.float32)
-    attributes = np.zeros((count, 6), np.float32)
-    point_map = write_map(path, MapPoints(xyz, attributes, np.zeros((count, 2), np.uint16)), MapInfo(voxel_size=0.2))
-    save_network(EP2PLoc(), path / SITE_CHECKPOINT)
-    network = load_network(path / SITE_CHECKPOINT)
-    width = network.config.descriptor_width
-    point_map.store_descriptors(numbers.integers(-30, 30, (count, width)).astype(np.int8), network.fingerprint)
-    return point_map
-
-
-class Camera:
-    """A camera driver of the test, with a clock of its own."""
-
-    def __init__(self, listener, namespace: str = "") -> None:
-        node = listener.node
-        self.images = node.create_publisher(Image, f"{namespace}/image", qos_profile_sensor_data)
-        self.infos = node.create_publisher(CameraInfo, f"{namespace}/camera_info", qos_profile_sensor_data)
-        self.poses = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 1)
-        self.seconds = 1000.0
-        self.pixels = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-
-    def header(self, frame: str) -> Header:
-        header = Header(frame_id=frame)
-        header.stamp.sec = int(self.seconds)
-        header.stamp.nanosec = int(self.seconds % 1 * 1e9)
-        return header
-
-    def info(self, **change: object) -> CameraInfo:
-        message = CameraInfo(header=self.header("camera"), width=WIDTH, height=HEIGHT)
-        message.k = [200.0, 0.0, 160.0, 0.0, 200.0, 48.0, 0.0, 0.0, 1.0]
-        for name, value in change.items():
-            setattr(message, name, value)
-        return message
-
-    def image(self, **change: object) -> Image:
-        self.seconds += 0.1
-        message = image_to_message(self.pixels, self.header("camera"))
-        for name, value in change.items():
-            setattr(message, name, value)
-        return message
-
-    def start_pose(self, frame: str = "map", x: float = 0.0) -> PoseWithCovarianceStamped:
-        message = PoseWithCovarianceStamped(header=self.header(frame))
-        message.pose.pose.position.x = x
-        rotation = message.pose.pose.orientation  # looks along the map's x axis
-        rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
-        return message
-
-    def good(self) -> None:
-        self.infos.publish(self.info())
-        self.images.publish(self.image())
-
-
 @pytest.fixture
-def started(listener, start, untrained: PointMap):
+def started(listener, start, untrained: PointMap, camera):
     """A map_server and a localizer that waits for images, and a camera."""
     start("map_server_node", map_path=untrained.path)
     localizer = start("localizer_node")
-    camera = Camera(listener)
     listener.wait_for_diagnostic("localizer", "Ready")
     return localizer, camera
 
 
-def test_says_step_by_step_what_it_waits_for(listener, start, untrained: PointMap) -> None:
+def test_says_step_by_step_what_it_waits_for(listener, start, untrained: PointMap, camera) -> None:
     start("localizer_node")
     listener.wait_for_diagnostic("localizer", "map_info")
     start("map_server_node", map_path=untrained.path)
     status = listener.wait_for_diagnostic("localizer", "Ready")
     assert {value.key: value.value for value in status.values}["checkpoint"] == untrained.checkpoint
-    camera = Camera(listener)
     listener.wait_for_diagnostic(
         "localizer", "No initial pose", meanwhile=lambda: camera.images.publish(camera.image())
     )

@@ -1,0 +1,185 @@
+"""A map_server and a localizer process answer an image with the core's own pose, and with TF in every mode."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import pytest
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, TransformStamped
+from nav_msgs.msg import Path as PathMessage
+from rclpy.qos import qos_profile_sensor_data
+from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from tf2_msgs.msg import TFMessage
+
+from ep2ploc_core import se3
+from ep2ploc_core.localizer import Localization, Localizer
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_ros.messages import camera_from_message, image_from_message, pose_from_message
+from ep2ploc_ros.ros_imports import StaticTransformBroadcaster, TransformBroadcaster
+
+
+@pytest.fixture(scope="module")
+def core(untrained: PointMap) -> Localizer:
+    return Localizer(load_network(untrained.path / SITE_CHECKPOINT), PointMap.open(untrained.path))
+
+
+def expected(core: Localizer, camera, prior: np.ndarray) -> Localization:
+    answer = core.localize(camera.pixels, camera_from_message(camera.info()), prior)
+    assert answer.status == "ok"
+    return answer
+
+
+def matrix(message: TransformStamped) -> np.ndarray:
+    place, turn = message.transform.translation, message.transform.rotation
+    return se3.from_quaternion(np.array([place.x, place.y, place.z]), np.array([turn.x, turn.y, turn.z, turn.w]))
+
+
+def transform(parent: str, child: str, parent_from_child: np.ndarray, stamp=None) -> TransformStamped:
+    message = TransformStamped(child_frame_id=child)
+    message.header.frame_id = parent
+    if stamp is not None:
+        message.header.stamp = stamp
+    place, turn = message.transform.translation, message.transform.rotation
+    place.x, place.y, place.z = map(float, parent_from_child[:3, 3])
+    turn.x, turn.y, turn.z, turn.w = map(float, se3.to_quaternion(parent_from_child))
+    return message
+
+
+BASE_FROM_CAMERA = np.array([[0, 0, 1, 1.5], [-1, 0, 0, 0.2], [0, -1, 0, 1.2], [0, 0, 0, 1.0]])
+ODOM_FROM_BASE = se3.from_quaternion(np.array([5.0, -3.0, 0.5]), np.array([0, 0, 0.3, 0.95]))
+
+
+def test_pose_tf_and_pictures_are_those_of_the_core(listener, start, untrained, core, camera) -> None:
+    start("map_server_node", map_path=untrained.path)
+    localizer = start("localizer_node", image_reliability="best_effort")
+    poses = listener.listen(PoseStamped, "pose")
+    uncertain = listener.listen(PoseWithCovarianceStamped, "pose_with_covariance")
+    paths = listener.listen(PathMessage, "path")
+    transforms = listener.listen(TFMessage, "/tf", 100)
+    overlays = listener.listen(Image, "overlay")
+    matches = listener.listen(PointCloud2, "matched_points")
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    answers = []
+    for count, x in enumerate([0.0, 100.0], start=1):  # the second is outside of the first submap
+        given = camera.start_pose(x=x)
+        camera.poses.publish(given)
+        camera.infos.publish(camera.info())
+        image = camera.image()
+        camera.images.publish(image)
+        listener.wait(
+            lambda count=count: min(map(len, (poses, uncertain, paths, transforms, overlays, matches))) >= count
+        )
+        answer = expected(core, camera, pose_from_message(given.pose.pose))
+        answers.append(answer.map_from_camera)
+        for message in (poses[-1], uncertain[-1], paths[-1], matches[-1], overlays[-1], transforms[-1].transforms[0]):
+            assert message.header.stamp == image.header.stamp
+        assert poses[-1].header.frame_id == matches[-1].header.frame_id == "map"
+        assert overlays[-1].header.frame_id == "camera"
+        assert np.allclose(pose_from_message(poses[-1].pose), answer.map_from_camera, atol=1e-3)
+        assert np.allclose(np.reshape(uncertain[-1].pose.covariance, (6, 6)), answer.covariance, rtol=0.05)
+        sent = transforms[-1].transforms[0]
+        assert (sent.header.frame_id, sent.child_frame_id) == ("map", "camera")
+        assert np.allclose(matrix(sent), pose_from_message(poses[-1].pose), atol=1e-9)
+        assert matches[-1].width == answer.num_inliers
+        assert image_from_message(overlays[-1]).shape == camera.pixels.shape
+    assert np.linalg.norm(answers[1] - answers[0]) > 50
+    assert len(paths[-1].poses) == 2
+    assert listener.diagnostic("localizer") is not None
+    camera.images.publish(camera.image())  # and Ctrl-C while it works
+    assert localizer.interrupt() == 0
+
+
+def test_map_to_base_says_what_is_missing_and_then_works(listener, start, untrained, core, camera) -> None:
+    start("map_server_node", map_path=untrained.path)
+    start("localizer_node", tf_mode="map_to_base")
+    poses = listener.listen(PoseStamped, "pose")
+    transforms = listener.listen(TFMessage, "/tf", 100)
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic("localizer", "needs the transform base_link -> camera", meanwhile=camera.good)
+    assert poses
+    assert not transforms
+    broadcaster = StaticTransformBroadcaster(listener.node)
+    broadcaster.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
+    listener.wait(lambda: transforms, meanwhile=camera.good)
+    sent = transforms[0].transforms[0]
+    assert (sent.header.frame_id, sent.child_frame_id) == ("map", "base_link")
+    pose = listener.wait(lambda: next((one for one in poses if one.header.stamp == sent.header.stamp), None))
+    assert np.allclose(matrix(sent) @ BASE_FROM_CAMERA, pose_from_message(pose.pose), atol=1e-6)
+
+
+def test_map_to_odom_joins_odometry_at_the_images_time(listener, start, untrained, core, camera) -> None:
+    start("map_server_node", map_path=untrained.path)
+    start("localizer_node", tf_mode="map_to_odom", initial_pose_of="base")
+    poses = listener.listen(PoseStamped, "pose")
+    transforms = listener.listen(TFMessage, "/tf", 100)
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    static, moving = StaticTransformBroadcaster(listener.node), TransformBroadcaster(listener.node)
+    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
+    given = camera.start_pose()
+    given.pose.pose.orientation.x = given.pose.pose.orientation.y = given.pose.pose.orientation.z = 0.0
+    given.pose.pose.orientation.w = 1.0
+    camera.poses.publish(given)
+    listener.wait_for_diagnostic("localizer", "odom -> base_link", meanwhile=camera.good)
+    answer = expected(core, camera, BASE_FROM_CAMERA)
+    assert np.allclose(pose_from_message(poses[0].pose), answer.map_from_camera, atol=1e-3)
+
+    def drive_on() -> None:
+        image = camera.image()
+        moving.sendTransform(transform("odom", "base_link", ODOM_FROM_BASE, image.header.stamp))
+        camera.images.publish(image)
+
+    def sent() -> list[TransformStamped]:
+        return [one for message in transforms for one in message.transforms if one.header.frame_id == "map"]
+
+    first = listener.wait(sent, meanwhile=drive_on)[0]
+    assert first.child_frame_id == "odom"
+    pose = listener.wait(lambda: next((one for one in poses if one.header.stamp == first.header.stamp), None))
+    assert np.allclose(matrix(first) @ ODOM_FROM_BASE @ BASE_FROM_CAMERA, pose_from_message(pose.pose), atol=1e-6)
+
+
+def test_compressed_images_in_a_namespace_from_a_parameter_pose(listener, start, untrained, core, camera) -> None:
+    start("map_server_node", namespace="/robot", map_path=untrained.path)
+    prior = pose_from_message(camera.start_pose().pose.pose)
+    numbers = [*prior[:3, 3], *se3.to_quaternion(prior)]
+    given = "[" + ",".join(f"{number:.9f}" for number in numbers) + "]"
+    start("localizer_node", namespace="/robot", initial_pose=given)
+    poses = listener.listen(PoseStamped, "/robot/pose")
+    images = listener.node.create_publisher(CompressedImage, "/robot/image/compressed", qos_profile_sensor_data)
+    infos = listener.node.create_publisher(type(camera.info()), "/robot/camera_info", qos_profile_sensor_data)
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(images.get_subscription_count)
+    png = cv2.imencode(".png", camera.pixels[..., ::-1])[1].tobytes()
+
+    def send() -> None:
+        infos.publish(camera.info())
+        images.publish(CompressedImage(header=camera.image().header, format="png", data=png))
+
+    listener.wait(lambda: poses, meanwhile=send)
+    assert np.allclose(pose_from_message(poses[0].pose), expected(core, camera, prior).map_from_camera, atol=1e-3)
+
+
+def test_stale_images_are_dropped_and_counted(listener, start, untrained, camera) -> None:
+    start("map_server_node", map_path=untrained.path)
+    start("localizer_node")
+    poses = listener.listen(PoseStamped, "pose")
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    camera.poses.publish(camera.start_pose())
+    listener.wait(lambda: poses, meanwhile=camera.good)
+    last = None
+    for _ in range(100):  # faster than any machine localizes
+        last = camera.image()
+        camera.images.publish(last)
+        listener.wait(lambda: True)
+    listener.wait(lambda: poses[-1].header.stamp == last.header.stamp)
+
+    def dropped() -> int:
+        return int({value.key: value.value for value in listener.diagnostic("localizer").values}["images_dropped"])
+
+    listener.wait(dropped)
+    assert len(poses) < 100
