@@ -52,13 +52,15 @@ class Localization:
     """The answer for one image: a pose with its covariance, or a refusal with its reason.
 
     map_from_camera `(4, 4)` float64 and covariance `(6, 6)` (x y z rx ry rz, metres and radians, map axes; the tangent
-    of `se3.perturb`) are None when refused. points_map `(M, 3)` and pixels `(M, 2)` of the given image: the inliers.
+    of `se3.perturb`) are None when refused; candidate `(4, 4)` is the best pose all the same, for evaluation, None when
+    none was looked for. points_map `(M, 3)` and pixels `(M, 2)` of the given image: the inliers.
     """
 
     status: str
     reason: str = ""
     map_from_camera: np.ndarray | None = None
     covariance: np.ndarray | None = None
+    candidate: np.ndarray | None = None
     num_matches: int = 0
     num_inliers: int = 0
     score: float = 0.0
@@ -246,9 +248,11 @@ class Localizer:
         inliers = agreement < settings.match_threshold
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
         spread = passes[-2].covariance if len(passes) > 1 else last.covariance
+        pose = _moved(chosen, origin)
         return Localization(
             status="ok",
-            map_from_camera=_moved(chosen, origin),
+            map_from_camera=pose,
+            candidate=pose,
             covariance=spread.double().numpy() * settings.covariance_scale,
             num_matches=len(matches.points),
             num_inliers=int(inliers.sum()),

@@ -9,6 +9,7 @@ import numpy as np
 from ep2ploc_core import se3
 
 RECALLS = ((0.25, 2.0), (0.5, 5.0), (2.0, 5.0))  # metres, degrees
+WRONG_METRES = 1.0  # a pose given that is this far off should have been refused
 
 
 @dataclass(frozen=True)
@@ -30,27 +31,30 @@ def axis_error(estimate: np.ndarray, truth: np.ndarray) -> AxisError:
 
 
 def summarize(rows: list[dict[str, object]]) -> dict[str, object]:
-    """Medians over the poses given, recalls over all queries, refusals apart.
+    """Medians over the poses given, and over all candidates, the refused ones too; recalls of the poses given over all
+    queries; refusals apart.
 
-    rows: with `status`, and where it is "ok" `translation_error_m`, `rotation_error_deg`, `lateral_error_m`, ...
+    rows: with `status`, and where it is "ok" `translation_error_m`, `rotation_error_deg`, `lateral_error_m`, ...; the
+    same behind `candidate_` where there was a candidate.
     """
     given = [row for row in rows if row["status"] == "ok"]
     summary: dict[str, object] = {"queries": len(rows), "refused": len(rows) - len(given)}
-
-    def values(name: str) -> np.ndarray:
-        return np.array([float(row[name]) for row in given])  # type: ignore[arg-type]
-
-    translation, rotation = values("translation_error_m"), values("rotation_error_deg")
-    summary["median_translation_m"] = _median(translation)
-    summary["median_rotation_deg"] = _median(rotation)
-    for axis in ("lateral_error_m", "down_error_m", "forward_error_m", "yaw_error_deg"):
-        summary[f"median_{axis}"] = _median(np.abs(values(axis)))
+    for prefix in ("", "candidate_"):
+        for name in ("translation_error_m", "rotation_error_deg"):
+            summary[f"{prefix}median_{name}"] = _median(_values(rows, prefix + name))
+        for name in ("lateral_error_m", "down_error_m", "forward_error_m", "yaw_error_deg"):
+            summary[f"{prefix}median_{name}"] = _median(np.abs(_values(rows, prefix + name)))
+    translation, rotation = _values(rows, "translation_error_m"), _values(rows, "rotation_error_deg")
     for metres, degrees in RECALLS:
         hits = int(((translation <= metres) & (rotation <= degrees)).sum())
         summary[f"recall_{metres:g}m_{degrees:g}deg"] = round(hits / max(1, len(rows)), 4)
-    summary["wrong_and_confident"] = int((translation > 2.0).sum())
-    summary["median_seconds"] = _median(np.array([float(row["seconds"]) for row in rows]))  # type: ignore[arg-type]
+    summary["wrong_and_given"] = int((translation > WRONG_METRES).sum())
+    summary["median_seconds"] = _median(_values(rows, "seconds"))
     return summary
+
+
+def _values(rows: list[dict[str, object]], name: str) -> np.ndarray:
+    return np.array([float(row[name]) for row in rows if name in row])  # type: ignore[arg-type]
 
 
 def _median(values: np.ndarray) -> float | None:

@@ -58,8 +58,14 @@ def evaluate_tracking(
             start = truth @ se3.exp(torch.from_numpy(error)).numpy()
             result = localizer.localize(image, queries.camera, start)
             name = {"image": queries.image_paths[shown].name, "query": query}
-            rows.append({**name, **result_row(result), **error_row(result.map_from_camera, truth)})
-            starts.append({**name, "status": "ok", "seconds": 0.0, **error_row(start, truth)})
+            rows.append({
+                **name,
+                **result_row(result),
+                **error_row(result.map_from_camera, truth),
+                **error_row(result.candidate, truth, "candidate_"),
+            })  # fmt: skip
+            errors = {**error_row(start, truth), **error_row(start, truth, "candidate_")}
+            starts.append({**name, "status": "ok", "seconds": 0.0, **errors})
             progress(len(rows), total)
     return {
         "protocol": {"name": "tracking", **asdict(protocol)},
@@ -85,17 +91,18 @@ def result_row(result: Localization) -> dict[str, object]:
     }
 
 
-def error_row(estimate: np.ndarray | None, truth: np.ndarray) -> dict[str, object]:
-    """Errors of a pose `(4, 4)` in the promised form; empty when there is none."""
+def error_row(estimate: np.ndarray | None, truth: np.ndarray, prefix: str = "") -> dict[str, object]:
+    """Errors of a pose `(4, 4)` in the promised form, names behind a prefix; empty when there is none."""
     if estimate is None:
         return {}
     metres, radians = se3.pose_error(estimate, truth)
     axes = axis_error(estimate, truth)
-    return {
-        "translation_error_m": round(metres, 4),
-        "rotation_error_deg": round(math.degrees(radians), 4),
-        "lateral_error_m": round(axes.lateral, 4),
-        "down_error_m": round(axes.down, 4),
-        "forward_error_m": round(axes.forward, 4),
-        "yaw_error_deg": round(math.degrees(axes.yaw), 4),
+    errors = {
+        "translation_error_m": metres,
+        "rotation_error_deg": math.degrees(radians),
+        "lateral_error_m": axes.lateral,
+        "down_error_m": axes.down,
+        "forward_error_m": axes.forward,
+        "yaw_error_deg": math.degrees(axes.yaw),
     }
+    return {prefix + name: round(value, 4) for name, value in errors.items()}

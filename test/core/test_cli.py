@@ -78,7 +78,7 @@ def test_evaluate_compares_with_the_truth_and_repeats_exactly(site: Path, tmp_pa
         reports.append(json.loads((tmp_path / name).read_text()))
     first, second = reports
     assert len(first["results"]) == 4 and first["summary"]["queries"] == 4
-    assert first["start"]["median_translation_m"] < np.sqrt(1 + 1 + 0.25**2)
+    assert first["start"]["median_translation_error_m"] < np.sqrt(1 + 1 + 0.25**2)
     for mine, theirs in zip(first["results"], second["results"], strict=True):
         assert mine["map_from_camera"] == theirs["map_from_camera"]
     for row in first["results"]:
