@@ -116,7 +116,10 @@ class Trainer:
                     means = {name: value / self.schedule.log_steps for name, value in sums.items()}
                     sums = {}
                     self._log(writer, means)
-                    progress.update(task, note=f"pose {means['pose']:.2f} patch {means['patch']:.2f}")
+                    note = f"pose {means['pose']:.2f} patch {means['patch']:.2f}"
+                    progress.update(task, note=note)
+                    if self.rank == 0 and not progress.console.is_terminal:  # bars are not drawn into files
+                        print(f"step {self.step}/{self.schedule.steps}  {note}", flush=True)
                 progress.update(task, completed=self.step)
                 now = time.monotonic()
                 if now - last_save > self.schedule.save_seconds:
