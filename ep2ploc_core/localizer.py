@@ -18,7 +18,7 @@ from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.pnp import refine, reprojection_errors, solve_ransac
-from ep2ploc_core.pose.score_search import SearchSettings, pose_log_likelihood, search_pose
+from ep2ploc_core.pose.score_search import Box, SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 
@@ -41,7 +41,7 @@ class LocalizerSettings:
     least_inlier_ratio: float = 0.5
     least_score: float = -2.4
     greatest_sigma_metres: float = 0.5
-    greatest_distance: float = 1.5
+    greatest_distance: float = 1.25
     covariance_scale: float = 1.0
     search: SearchSettings = field(default_factory=SearchSettings)
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
@@ -132,9 +132,11 @@ class Localizer:
         origin = np.round(prior[:3, 3])
         guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
 
+        allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)
+        box = Box(guess, allowed)
         passes: list[Matching] = []
         for scale in self.settings.pass_scales:
-            matching = self._match(query, points, origin, guess, scale)
+            matching = self._match(query, points, origin, guess, scale, box)
             if matching is None:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
@@ -171,7 +173,7 @@ class Localizer:
         return Query(features, small, intrinsics, np.array([camera.width / size[0], camera.height / size[1]]))
 
     def _match(
-        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
     ) -> Matching | None:
         """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
         view = self._view(query, points, origin, guess, scale)
@@ -180,7 +182,7 @@ class Localizer:
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
         found = search_pose(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
-            float(self.network.log_pose_temperature.exp()), self.settings.search,
+            float(self.network.log_pose_temperature.exp()), box, self.settings.search,
         )  # fmt: skip
         return Matching(view, scores, found.map_from_camera, found.covariance)
 
@@ -285,8 +287,8 @@ class Localizer:
         if sigma > settings.greatest_sigma_metres:
             return f"several poses are possible, {sigma:.1f} m apart"
         off = np.abs(se3.log(np.linalg.inv(prior) @ found.map_from_camera)) / START_RANGE
-        if off.max() > settings.greatest_distance:
-            return "the pose found lies too far from the prior pose to be believed"
+        if off.max() > 0.98 * settings.greatest_distance:
+            return "the best pose lies at the limit of what the prior pose allows"
         return ""
 
     @staticmethod

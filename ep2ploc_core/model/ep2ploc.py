@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ep2ploc_core import se3
 from ep2ploc_core.model.global_descriptor import NetVLAD
 from ep2ploc_core.model.image_encoder import ImageEncoder
-from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, prior_log_density, view_attributes
+from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, patch_prior, view_attributes
 from ep2ploc_core.model.pixel_head import PixelHead
 from ep2ploc_core.model.point_transformer import PointTransformer
 
@@ -48,7 +48,7 @@ class PointView:
 
     xyz `(B, N, 3)` metres, map axes; attributes `(B, N, 6)`; descriptors `(B, N, D)`; valid `(B, N)` bool;
     camera_from_map `(B, 4, 4)` of the prior; sigma `(B, 6)`: its standard deviations along and about the camera's axes
-    (metres, radians), infinite where nothing is known.
+    (metres, radians).
     """
 
     xyz: Tensor
@@ -102,7 +102,7 @@ class EP2PLoc(nn.Module):
         normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
         seen = view_attributes(points_camera, normals_camera, view.attributes)
         rows, columns = patches.shape[-2:]
-        prior = prior_log_density(points_camera, intrinsics, view.sigma, rows, columns, self.config.patch)
+        prior = patch_prior(points_camera, intrinsics, view.sigma, rows, columns, self.config.patch)
         return self.patch_classifier(view.descriptors, seen, patches, prior)
 
     def locate_in_patch(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -10,18 +11,23 @@ from torch import Tensor, nn
 
 from ep2ploc_core.camera import project_pinhole
 
+# A point may always be hidden or missing in the image, however surely it should project into it.
+LEAST_OUTSIDE = 0.02
+
 
 @dataclass
 class PatchScores:
     """Scores of N points against R x C patches.
 
-    log_likelihood `(B, N, R, C)`: log of how well the point fits the patch, relative to all places the prior allows,
-    with the prior itself divided out, so that the pose search counts the prior once and not once per point.
     log_posterior `(B, N, R*C + 1)`: log probability of each patch, and last of no patch, prior included.
+    log_likelihood `(B, N, R, C)` and log_likelihood_none `(B, N)`: the same with the prior divided out, so that the
+    pose search counts the prior once and not once per point. Where the image says nothing of a point all of them are equal:
+    a pose gains nothing by moving points out of the image.
     confidence `(B, N)`: 0..1, the weight of the point in the pose. query `(B, N, D)`: the point as seen from the prior.
     """
 
     log_likelihood: Tensor
+    log_likelihood_none: Tensor
     log_posterior: Tensor
     confidence: Tensor
     query: Tensor
@@ -46,18 +52,18 @@ class PatchClassifier(nn.Module):
         self.confidence = nn.Linear(hidden, 1)
         self.log_scale = nn.Parameter(torch.tensor(1.0))
 
-    def forward(self, descriptors: Tensor, view: Tensor, patches: Tensor, prior_log_density: Tensor) -> PatchScores:
-        """descriptors `(B, N, D)`, view `(B, N, 10)` of `view_attributes`, patches `(B, D, R, C)`,
-        prior_log_density `(B, N, R, C)` (0 everywhere when there is no prior)."""
+    def forward(self, descriptors: Tensor, view: Tensor, patches: Tensor, prior: PatchPrior) -> PatchScores:
+        """descriptors `(B, N, D)`, view `(B, N, 10)` of `view_attributes`, patches `(B, D, R, C)`."""
         trunk = self.trunk(torch.cat([descriptors, view], -1))
         query = functional.normalize(self.query(trunk), dim=-1) + descriptors
         flat = functional.normalize(patches, dim=1).flatten(2)
         score = torch.einsum("bnd,bdp->bnp", query, flat) * self.log_scale.exp() * 2
-        prior = prior_log_density.flatten(2)
-        logits = torch.cat([score + prior, self.none(trunk)], -1)
+        none = self.none(trunk)
+        logits = torch.cat([score + prior.log_patch.flatten(2), none + prior.log_none[..., None]], -1)
         total = logits.logsumexp(-1, keepdim=True)
         return PatchScores(
             log_likelihood=(score - total).view(*score.shape[:2], *patches.shape[-2:]),
+            log_likelihood_none=(none - total).squeeze(-1),
             log_posterior=logits - total,
             confidence=torch.sigmoid(self.confidence(trunk)).squeeze(-1),
             query=query,
@@ -78,10 +84,18 @@ def view_attributes(
     return torch.cat([depth.log() - 2.5, direction, normals_camera, squarely, intensity, planarity, height], -1)
 
 
-def prior_log_density(
+@dataclass
+class PatchPrior:
+    """What the prior pose alone says: log probability of each patch `(B, N, R, C)` and of no patch `(B, N)`."""
+
+    log_patch: Tensor
+    log_none: Tensor
+
+
+def patch_prior(
     points_camera: Tensor, intrinsics: Tensor, sigma: Tensor, rows: int, columns: int, patch: int
-) -> Tensor:
-    """Gaussian log density, up to a constant per point, of where points may project, `(B, N, rows, columns)`.
+) -> PatchPrior:
+    """Where points may project when the prior pose is wrong: a Gaussian over the patches, its rest outside the image.
 
     points_camera `(B, N, 3)` from the prior pose, intrinsics `(B, 4)`, sigma `(B, 6)`: standard deviations of the
     prior along and about the camera's axes (metres, radians). First order: S = J diag(sigma^2) J^T + one patch.
@@ -105,4 +119,7 @@ def prior_log_density(
     a, b, c = (s_vv / determinant, s_uv / determinant, s_uu / determinant)
     square = a[..., None] * du**2
     cross = (b[..., None] * dv)[..., :, None] * du[..., None, :]
-    return -0.5 * (square[..., None, :] + (c[..., None] * dv**2)[..., :, None]) + cross
+    exponent = cross - 0.5 * (square[..., None, :] + (c[..., None] * dv**2)[..., :, None])
+    log_patch = exponent + (patch**2 / (2 * math.pi * determinant.sqrt())).log()[..., None, None]
+    outside = 1 - log_patch.exp().sum((-1, -2))
+    return PatchPrior(log_patch, outside.clamp(min=LEAST_OUTSIDE).log())

@@ -23,7 +23,7 @@ def pose_log_likelihood(
     """Sum over points of confidence x log likelihood at the pixel where each pose puts the point, `(B, K)`.
 
     xyz `(B, N, 3)`, valid `(B, N)`, camera_from_map `(B, K, 4, 4)`, intrinsics `(B, 4)`. Between patch centres the log
-    likelihood is interpolated bilinearly; a point that leaves the image counts with its "no patch" score.
+    likelihood is interpolated bilinearly; a point that leaves the image counts with its likelihood of being in none.
     """
     batch, count, rows, columns = scores.log_likelihood.shape
     hypotheses = camera_from_map.shape[1]
@@ -46,20 +46,40 @@ def pose_log_likelihood(
     value = (1 - bottom_share) * ((1 - right_share) * at(0) + right_share * at(1)) + bottom_share * (
         (1 - right_share) * at(columns) + right_share * at(columns + 1)
     )
-    none = scores.log_posterior[..., -1][:, None]
-    value = torch.where(inside, value, none)
+    value = torch.where(inside, value, scores.log_likelihood_none[:, None])
     weight = scores.confidence * valid
     return (value * weight[:, None]).sum(-1)
 
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Cross-entropy search: `samples` poses in each of `iterations` rounds, the best `elite` shape the next round."""
+    """Cross-entropy search: `samples` poses in each of `iterations` rounds, the best `elite` shape the next round.
+
+    `bound_penalty`: nats lost by leaving the box around the prior by its own size.
+    """
 
     samples: int = 256
     iterations: int = 7
     elite: int = 32
+    bound_penalty: float = 1e5
     seed: int = 0
+
+
+@dataclass
+class Box:
+    """Poses that a prior allows: within `half_widths` `(6,)` (metres, radians) of `map_from_camera` `(4, 4)`, along and
+    about its camera's axes."""
+
+    map_from_camera: Tensor
+    half_widths: Tensor
+
+    def excess(self, poses: Tensor) -> Tensor:
+        """By how many half widths poses `(K, 4, 4)` lie outside, squared and summed over the axes, `(K,)`."""
+        relative = se3.inverse(self.map_from_camera) @ poses
+        rotation = relative[:, :3, :3]
+        turn = 0.5 * (rotation - rotation.transpose(1, 2))  # sine of the angle x axis: exact enough for a fence
+        tangent = torch.cat([relative[:, :3, 3], torch.stack([turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], 1)], 1)
+        return ((tangent.abs() / self.half_widths - 1).clamp(min=0) ** 2).sum(1)
 
 
 @dataclass
@@ -85,10 +105,11 @@ def search_pose(
     intrinsics: Tensor,
     patch: int,
     temperature: float,
+    box: Box,
     settings: SearchSettings = SearchSettings(),
 ) -> SearchResult:
     """Searches for the most probable pose of one image around a start: temperature x log likelihood + the log density
-    of the start's error, a Gaussian.
+    of the start's error, a Gaussian, inside a box.
 
     scores and xyz with batch size 1; map_from_camera `(4, 4)`; sigma `(6,)` standard deviations of the start along and
     about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose. All samples of
@@ -107,6 +128,7 @@ def search_pose(
         poses = map_from_camera @ se3.exp(tangents.to(map_from_camera.device))
         values = pose_log_likelihood(scores, xyz, valid, se3.inverse(poses)[None], intrinsics, patch)[0].cpu()
         values = temperature * values - 0.5 * ((tangents / prior) ** 2).sum(1)
+        values = values - settings.bound_penalty * box.excess(poses).cpu()
         drawn.append(tangents)
         probabilities.append(values)
         top = values.topk(settings.elite)

@@ -31,7 +31,7 @@ def draw_overlay(
         (camera.width, camera.height), VisibilitySettings(),
     )  # fmt: skip
     share = (visible.depths / 50).clamp(0, 1).numpy()
-    colors = cv2.applyColorMap(np.round((1 - share) * 255).astype(np.uint8), cv2.COLORMAP_TURBO)[:, 0, ::-1]
+    colors = cv2.applyColorMap(np.round((1 - share) * 255).astype(np.uint8), cv2.COLORMAP_TURBO).reshape(-1, 3)[:, ::-1]
     out = np.ascontiguousarray(image // 4 * 3)  # darker, so that the points stand out
     for index in np.argsort(-share):
         x, y = visible.pixels[index].round().int().tolist()

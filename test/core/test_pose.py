@@ -4,9 +4,9 @@ import numpy as np
 import torch
 
 from ep2ploc_core import se3
-from ep2ploc_core.model.patch_classifier import PatchScores, prior_log_density
+from ep2ploc_core.model.patch_classifier import PatchScores, patch_prior
 from ep2ploc_core.pose.pnp import _residuals, refine, solve_ransac
-from ep2ploc_core.pose.score_search import pose_log_likelihood, search_pose
+from ep2ploc_core.pose.score_search import Box, pose_log_likelihood, search_pose
 
 MATRIX = np.array([[300.0, 0, 256], [0, 300, 80], [0, 0, 1]])
 
@@ -90,8 +90,12 @@ def score_maps(seed: int, patch: int = 8) -> tuple[np.ndarray, torch.Tensor, Pat
     square = (grid_y[:, None] - true[:, 1, None, None]) ** 2 + (grid_x - true[:, 0, None, None]) ** 2
     likelihood = (-0.5 * square / patch**2).clamp(min=-8)[None]
     posterior = torch.cat([likelihood.flatten(2), torch.full((1, 500, 1), -4.0)], -1)
-    scores = PatchScores(likelihood, posterior, torch.ones(1, 500), torch.zeros(1, 500, 1))
+    scores = PatchScores(likelihood, posterior[..., -1], posterior, torch.ones(1, 500), torch.zeros(1, 500, 1))
     return pose, torch.from_numpy(points).float()[None], scores
+
+
+def box_around(pose: np.ndarray) -> Box:
+    return Box(torch.from_numpy(pose).float(), torch.tensor([3.0, 3, 3, 0.5, 0.5, 0.5]))
 
 
 def test_search_finds_the_pose_that_score_maps_speak_of() -> None:
@@ -103,7 +107,15 @@ def test_search_finds_the_pose_that_score_maps_speak_of() -> None:
     for _ in range(3):
         start = pose @ se3.exp(torch.from_numpy(rng.uniform(-1.5, 1.5, 6) * sigma.numpy())).numpy()
         found = search_pose(
-            scores, points, valid, torch.from_numpy(start).float(), sigma, intrinsics, patch=8, temperature=1.0
+            scores,
+            points,
+            valid,
+            torch.from_numpy(start).float(),
+            sigma,
+            intrinsics,
+            patch=8,
+            temperature=1.0,
+            box=box_around(start),
         )
         metres, radians = se3.pose_error(found.map_from_camera.double().numpy(), pose)
         assert metres < 0.15 and radians < 0.01
@@ -128,8 +140,9 @@ def test_prior_density_is_the_projected_covariance() -> None:
     sigma = torch.tensor([[0.4, 0.1, 0.3, 0.01, 0.03, 0.02]])
     point = torch.tensor([[[3.0, 1.0, 14.0]]])
     intrinsics = torch.tensor([[300.0, 300, 256, 80]])
-    density = prior_log_density(point, intrinsics, sigma, 20, 64, 8)[0, 0]
-    share = density.exp() / density.exp().sum()
+    prior = patch_prior(point, intrinsics, sigma, 20, 64, 8)
+    assert abs(prior.log_patch.exp().sum() + prior.log_none.exp() - 1) < 0.03
+    share = prior.log_patch[0, 0].exp() / prior.log_patch[0, 0].exp().sum()
     moved = se3.apply(se3.exp(torch.randn(4000, 6, generator=generator) * sigma), point.expand(4000, 1, 3))[:, 0]
     pixels = moved[:, :2] / moved[:, 2:] * 300 + torch.tensor([256.0, 80])
     y, x = torch.meshgrid(torch.arange(20) * 8 + 3.5, torch.arange(64) * 8 + 3.5, indexing="ij")
@@ -147,7 +160,7 @@ def test_search_covariance_is_that_of_the_posterior() -> None:
     intrinsics = torch.tensor([[300.0, 300, 256, 80]])
     sigma = torch.tensor([1.0, 0.001, 1.0, 1e-4, 1e-4, 1e-4])
     start = torch.from_numpy(pose).float()
-    found = search_pose(scores, points, valid, start, sigma, intrinsics, patch=8, temperature=0.02)
+    found = search_pose(scores, points, valid, start, sigma, intrinsics, 8, 0.02, box_around(pose))
     steps = torch.linspace(-1, 1, 81)
     side, ahead = torch.meshgrid(steps, steps, indexing="ij")
     tangents = torch.zeros(81 * 81, 6)
@@ -161,3 +174,16 @@ def test_search_covariance_is_that_of_the_posterior() -> None:
     rotation = start[:3, :3]
     in_camera = (rotation.T @ found.covariance[:3, :3] @ rotation)[[0, 2]][:, [0, 2]]
     torch.testing.assert_close(in_camera, expected, rtol=0.3, atol=0.1 * float(expected.diagonal().max()))
+
+
+def test_search_stays_in_the_box_that_the_prior_allows() -> None:
+    pose, points, scores = score_maps(11)
+    valid = torch.ones(1, 500, dtype=torch.bool)
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    start = torch.from_numpy(pose).float()
+    start[:3, 3] += 2.0 * start[:3, 0]
+    sigma = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03])
+    half = torch.tensor([1.0, 0.5, 1.0, 0.05, 0.1, 0.05])
+    found = search_pose(scores, points, valid, start, sigma, intrinsics, 8, 1.0, Box(start, half))
+    moved = se3.log((se3.inverse(start) @ found.map_from_camera).double().numpy())
+    assert (np.abs(moved) < 1.1 * half.numpy()).all() and moved[0] < -0.8
