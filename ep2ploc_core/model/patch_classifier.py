@@ -21,8 +21,8 @@ class PatchScores:
 
     log_posterior `(B, N, R*C + 1)`: log probability of each patch, and last of no patch, prior included.
     log_likelihood `(B, N, R, C)` and log_likelihood_none `(B, N)`: the same with the prior divided out, so that the
-    pose search counts the prior once and not once per point. Where the image says nothing of a point all of them are equal:
-    a pose gains nothing by moving points out of the image.
+    pose search counts the prior once and not once per point. Where the image says nothing of a point all of them are
+    equal: a pose gains nothing by moving points out of the image.
     confidence `(B, N)`: 0..1, the weight of the point in the pose. query `(B, N, D)`: the point as seen from the prior.
     """
 

@@ -22,12 +22,13 @@ from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
 
+from ep2ploc_core.camera import Camera
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
-from ep2ploc_ros.messages import image_to_message
+from ep2ploc_ros.messages import image_to_message, pose_to_message
+from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA
 
-WIDTH, HEIGHT = 320, 96
 ROOT = Path(__file__).parents[2]
 PATIENCE = 60.0  # seconds until something that should happen counts as never
 
@@ -167,8 +168,7 @@ def small_map(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
 
 @pytest.fixture(scope="session")
 def untrained(tmp_path_factory: pytest.TempPathFactory) -> PointMap:
-    """A map of random points with a network of its own, untrained. It believes the poses it finds, which mean nothing;
-    a node must give the same ones."""
+    """A map of random points with a network of its own, untrained: what it says of images means nothing."""
     path = tmp_path_factory.mktemp("untrained") / "map"
     numbers = np.random.default_rng(4)
     count = 20_000
@@ -192,7 +192,8 @@ class CameraDriver:
         self.infos = node.create_publisher(CameraInfo, "camera_info", qos_profile_sensor_data)
         self.poses = node.create_publisher(PoseWithCovarianceStamped, "/initialpose", 1)
         self.seconds = 1000.0
-        self.pixels = np.random.default_rng(5).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+        self.pixels = np.random.default_rng(5).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        self.camera = Camera.from_matrix(64, 48, np.array([40.0, 0, 32, 0, 40, 24, 0, 0, 1]))
 
     def header(self, frame: str) -> Header:
         """A header of now."""
@@ -203,8 +204,9 @@ class CameraDriver:
 
     def info(self, **change: object) -> CameraInfo:
         """A calibration; `change` sets other values."""
-        message = CameraInfo(header=self.header("camera"), width=WIDTH, height=HEIGHT)
-        message.k = [200.0, 0.0, 160.0, 0.0, 200.0, 48.0, 0.0, 0.0, 1.0]
+        camera = self.camera
+        message = CameraInfo(header=self.header("camera"), width=camera.width, height=camera.height)
+        message.k = camera.matrix.ravel().tolist()
         for name, value in change.items():
             setattr(message, name, value)
         return message
@@ -217,12 +219,10 @@ class CameraDriver:
             setattr(message, name, value)
         return message
 
-    def start_pose(self, frame: str = "map", x: float = 0.0) -> PoseWithCovarianceStamped:
-        """An initial pose of the camera, which looks along the map's x axis."""
+    def start_pose(self, frame: str = "map", pose: np.ndarray = FORWARD_BASE_FROM_CAMERA) -> PoseWithCovarianceStamped:
+        """An initial pose; by default at the map's origin, looking along its x axis."""
         message = PoseWithCovarianceStamped(header=self.header(frame))
-        message.pose.pose.position.x = x
-        rotation = message.pose.pose.orientation
-        rotation.x, rotation.y, rotation.z, rotation.w = -0.5, 0.5, -0.5, 0.5
+        message.pose.pose = pose_to_message(pose)
         return message
 
     def ready(self) -> bool:

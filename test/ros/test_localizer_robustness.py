@@ -74,17 +74,19 @@ def test_bad_messages_are_named_and_outlived(listener, started) -> None:
     for words, send in {
         "not a number": with_info(k=[nan] * 9),
         "focal lengths": with_info(k=[0.0] * 9),
-        "320x96 but the camera calibration is for 640x480": with_info(width=640, height=480),
+        "64x48 but the camera calibration is for 640x480": with_info(width=640, height=480),
         "encoding": with_image(encoding="yuv422"),
         "bytes where": with_image(data=b"123"),
         "frame_id": with_image(header=Header()),
     }.items():
         listener.wait_for_diagnostic("localizer", words, meanwhile=send)
         listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    nowhere = camera.start_pose()
+    nowhere.pose.pose.position.x = nan
     for words, pose in {
         "frame 'odom'": camera.start_pose("odom"),
         "quaternion": PoseWithCovarianceStamped(header=Header(frame_id="map")),
-        "not a number": camera.start_pose(x=nan),
+        "not a number": nowhere,
     }.items():
         if words == "quaternion":
             pose.pose.pose.orientation.w = 0.0
