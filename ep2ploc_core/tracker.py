@@ -32,15 +32,21 @@ class State(Enum):
 
 @dataclass
 class TrackerSettings:
-    """`lost_after`: refusals in a row until lost. `smoothing`: seconds over which the velocity is averaged. `horizon`:
-    longest prediction in seconds; further ahead the pose stands still. `jump_back`: seconds that stamps may go
-    back before it counts as a restart of time. `agree_metres`, `agree_radians`: how far two poses in a row may differ,
-    beyond what motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains, for an end of being lost."""
+    """`lost_after`: refusals in a row until lost. `jump_back`: seconds that stamps may go back before it counts as a
+    restart of time. `horizon`: longest prediction in seconds; further ahead the pose stands still.
+
+    How far the velocity follows two poses in a row: `pose_sigma` metres is how wrong a pose is, `speed_sigma` m/s how
+    fast a camera may be when first seen, `acceleration_sigma` m/s^2 how soon that changes.
+
+    An end of being lost: two poses in a row differ by no more than `agree_metres` and `agree_radians`, beyond what
+    motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains."""
 
     lost_after: int = 5
-    smoothing: float = 0.3
-    horizon: float = 2.0
     jump_back: float = 0.5
+    horizon: float = 2.0
+    pose_sigma: float = 0.15
+    speed_sigma: float = 10.0
+    acceleration_sigma: float = 3.0
     agree_metres: float = 0.5
     agree_radians: float = 0.05
     agree_speed: float = 15.0
@@ -56,8 +62,7 @@ class Tracker:
         self.refusals = 0
         self._initial: np.ndarray | None = None
         self._pose: np.ndarray | None = None
-        self._velocity = np.zeros(6)  # in the camera frame: m/s, rad/s
-        self._has_velocity = False
+        self._forget_velocity()
         self._pose_stamp: int | None = None  # None: the pose was given, not found in an image
         self._newest_stamp: int | None = None
 
@@ -77,7 +82,7 @@ class Tracker:
         self.refusals = 0
         self._pose = self._initial
         self._pose_stamp = None
-        self._velocity, self._has_velocity = np.zeros(6), False
+        self._forget_velocity()
         self._newest_stamp = None
         return self._initial is not None
 
@@ -94,8 +99,8 @@ class Tracker:
         if self._newest_stamp is not None and stamp < self._newest_stamp - self.settings.jump_back * 1e9:
             self.restart()
         self._newest_stamp = stamp
-        if self._pose is None or self._pose_stamp is None or not self._has_velocity:
-            return self._pose
+        if self._pose is None or self._pose_stamp is None or self.refusals % 2:
+            return self._pose  # after a refusal the velocity may be what was wrong: every other try does without
         ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self.settings.horizon)
         return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
 
@@ -119,14 +124,20 @@ class Tracker:
         if self.state == State.TRACKING and self.refusals >= self.settings.lost_after:
             self.state = State.LOST
 
+    def _forget_velocity(self) -> None:
+        self._velocity = np.zeros(6)  # in the camera frame: m/s, rad/s
+        self._velocity_variance = self.settings.speed_sigma**2
+
     def _learn_velocity(self, seconds: float, before: np.ndarray, now: np.ndarray) -> None:
+        """A Kalman filter on the velocity alone: two poses close in time say little of it."""
         if self.state == State.LOST or not 0 < seconds <= self.settings.horizon:
-            self._velocity, self._has_velocity = np.zeros(6), False
+            self._forget_velocity()
             return
         measured = se3.log(np.linalg.inv(before) @ now) / seconds
-        weight = seconds / (seconds + self.settings.smoothing) if self._has_velocity else 1.0
-        self._velocity = (1 - weight) * self._velocity + weight * measured
-        self._has_velocity = True
+        variance = self._velocity_variance + (self.settings.acceleration_sigma * seconds) ** 2
+        gain = variance / (variance + 2 * (self.settings.pose_sigma / seconds) ** 2)
+        self._velocity = self._velocity + gain * (measured - self._velocity)
+        self._velocity_variance = (1 - gain) * variance
 
     def _agrees(self, seconds: float, before: np.ndarray, now: np.ndarray) -> bool:
         distance, angle = se3.pose_error(now, before)
