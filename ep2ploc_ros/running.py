@@ -39,12 +39,13 @@ def run(make_node: Callable[[], RunnableNode]) -> int:
         print(error, file=sys.stderr)
         return 2
     finally:
+        idle = node is None or node.stop()
         if node is not None:
-            if not node.stop():
-                # A thread is deep in a computation; unloading Python under it would crash. End the process as it is.
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(0)
             node.destroy_node()
         rclpy.try_shutdown()
+        if not idle:
+            # A thread is deep in a computation; unloading Python under it would crash. DDS has left in order by now.
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(0)
     return 0

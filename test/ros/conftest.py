@@ -129,7 +129,11 @@ class Started:
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
-        return self.process.wait(timeout=PATIENCE)
+        try:
+            return self.process.wait(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
 
 
 @pytest.fixture
@@ -148,8 +152,7 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Started]]:
     yield _start
     for one in running:
         if one.process.poll() is None:
-            one.process.kill()
-            one.process.wait()
+            one.interrupt()  # a node that is killed leaves its shared memory behind
         print(f"--- {one.log.name}\n{one.log.read_text(errors='replace')}")
 
 
