@@ -235,6 +235,7 @@ class LocalizerNode(RunnableNode):
             self._tracker.refuse()
         self._health.note(
             state=self._tracker.state.value,
+            image_stamp=nanoseconds(header.stamp),
             images_received=self._inbox.received["image"],
             images_dropped=self._inbox.dropped["image"],
             refused_in_a_row=self._tracker.refusals,
