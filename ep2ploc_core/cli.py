@@ -193,7 +193,7 @@ def train(
     overrides: Annotated[list[str] | None, typer.Argument(metavar="key=value")] = None,
     site: Annotated[Path | None, typer.Option(help="Adapt to this map from its mapping run's images.")] = None,
     checkpoint: Annotated[str, typer.Option(help="With --site: weights to begin with.")] = "edge",
-    steps: Annotated[int, typer.Option(help="With --site: training steps, 1000 in ten minutes on two cores.")] = 1000,
+    steps: Annotated[int, typer.Option(help="With --site: training steps, 700 in ten minutes on two cores.")] = 700,
     device: Device = "auto",
 ) -> None:
     """Train a network from a configuration, or adapt one to a site."""
@@ -238,7 +238,7 @@ def bag_from_kitti(
 def demo(
     drive: Annotated[Path | None, typer.Option(help="A KITTI raw drive; without, a synthetic one is made.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out/demo"),
-    steps: Annotated[int, typer.Option(help="Steps of the adaptation to the site; 0: 1000, synthetic 500.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the adaptation to the site; 0: 700, synthetic 450.")] = 0,
 ) -> None:
     """Everything at once: map, network, adaptation, ROS 2 nodes, comparison with the truth."""
     from ep2ploc_ros.demo import run_demo

@@ -81,7 +81,7 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
     console.rule("the network as it comes with the package")
     reports = _evaluate(point_map, "edge", queries, "shipped")
     console.rule("the network adapted to the site")
-    schedule = replace(SITE_SCHEDULE, steps=steps or (500 if drive_path is None else SITE_SCHEDULE.steps))
+    schedule = replace(SITE_SCHEDULE, steps=steps or (450 if drive_path is None else SITE_SCHEDULE.steps))
     run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
     point_map = PointMap.open(point_map.path)
     reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")

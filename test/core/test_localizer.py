@@ -1,0 +1,98 @@
+"""The whole way in the core, on a small site that the network has learned."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
+from ep2ploc_core.model.checkpoint import load_network
+
+
+@pytest.fixture(scope="module")
+def localizer(site) -> Localizer:
+    return Localizer(load_network(site.map_path / SITE_CHECKPOINT), PointMap.open(site.map_path))
+
+
+def test_a_learned_place_is_found_from_a_wrong_start(site, localizer: Localizer) -> None:
+    result = localizer.localize(site.image, site.camera, site.prior)
+    assert result.status == "ok", result.reason
+    assert result.map_from_camera is not None and result.covariance is not None
+    metres, radians = se3.pose_error(result.map_from_camera, site.truth)
+    assert metres < 0.5 and radians < np.radians(2)
+    assert 0 < result.num_inliers <= result.num_matches
+    assert np.linalg.eigvalsh(result.covariance).min() > 0
+    projected = (result.points_map - result.map_from_camera[:3, 3]) @ result.map_from_camera[:3, :3]
+    error = np.linalg.norm(site.camera.project(projected) - result.pixels, axis=1)
+    assert np.median(error) < localizer.settings.match_threshold * site.camera.width / 512
+
+
+def test_the_same_input_gives_the_same_pose(site, localizer: Localizer) -> None:
+    first, second = (localizer.localize(site.image, site.camera, site.prior) for _ in range(2))
+    assert first.map_from_camera is not None and second.map_from_camera is not None
+    np.testing.assert_array_equal(first.map_from_camera, second.map_from_camera)
+
+
+def test_a_wrong_image_is_refused(site, localizer: Localizer) -> None:
+    rng = np.random.default_rng(0)
+    noise = rng.integers(0, 256, site.image.shape, np.uint8)
+    upside_down = np.ascontiguousarray(site.image[::-1])
+    for image in (noise, upside_down, np.zeros_like(site.image)):
+        result = localizer.localize(image, site.camera, site.prior)
+        assert result.status == "refused" and result.reason and result.map_from_camera is None
+
+
+def test_no_prior_no_map_points_and_another_network_are_told(site, localizer: Localizer, tmp_path: Path) -> None:
+    assert "prior" in localizer.localize(site.image, site.camera).reason
+    far = site.prior.copy()
+    far[:3, 3] += 1e4
+    assert "points around" in localizer.localize(site.image, site.camera, far).reason
+    with pytest.raises(MapError, match="encoded with network"):
+        Localizer(load_network("edge"), localizer.point_map).localize(site.image, site.camera, site.prior)
+
+
+def test_image_and_camera_must_fit(site, localizer: Localizer) -> None:
+    with pytest.raises(InputError, match="calibration is for"):
+        localizer.localize(site.image[:-7], site.camera, site.prior)
+    with pytest.raises(InputError, match="8-bit"):
+        localizer.localize(site.image.astype(np.float32), site.camera, site.prior)
+    grey = site.image.mean(2).astype(np.uint8)
+    assert localizer.localize(grey, site.camera, site.prior).candidate is not None
+
+
+def test_a_map_far_from_its_origin_gives_the_shifted_pose(site, localizer: Localizer, tmp_path: Path) -> None:
+    """The site moved to UTM coordinates, where float32 alone would be off by decimetres."""
+    shift = np.array([4.5e5, 5.4e6, 120.0])
+    here = PointMap.open(site.map_path)
+    info = MapInfo(voxel_size=0.2, origin=shift.tolist())
+    there = write_map(tmp_path / "map", here.all_points(), info)
+    there.store_descriptors(here.all_points().descriptors, here.checkpoint)
+    prior = site.prior.copy()
+    prior[:3, 3] += shift
+    moved = Localizer(localizer.network, there).localize(site.image, site.camera, prior)
+    plain = localizer.localize(site.image, site.camera, site.prior)
+    assert moved.candidate is not None and plain.candidate is not None
+    moved.candidate[:3, 3] -= shift
+    metres, radians = se3.pose_error(moved.candidate, plain.candidate)
+    assert metres < 0.05 and radians < np.radians(0.1)
+
+
+def test_encoding_again_changes_the_fingerprint_of_the_map(site, tmp_path: Path) -> None:
+    here = PointMap.open(site.map_path)
+    copy = write_map(tmp_path / "map", replace(here.all_points(), descriptors=None), MapInfo(voxel_size=0.2))
+    assert copy.checkpoint == ""
+    network = load_network("edge")
+    encode_map(copy, network)
+    assert PointMap.open(tmp_path / "map").checkpoint == network.fingerprint != here.checkpoint
+
+
+def test_the_drive_of_the_site_is_the_one_its_map_remembers(site) -> None:
+    source = PointMap.open(site.map_path).info.source
+    assert Path(source["path"]) == site.drive_path.resolve()
+    assert len(KittiDrive(source["path"]).frames) == 24
