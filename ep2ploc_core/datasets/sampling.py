@@ -247,10 +247,11 @@ class Sampler:
         widest = np.float32(0.5 * camera.width / camera.fx + math.tan(START_RANGE[4]))
         keep = (ahead > -6) & (ahead < settings.crop_radius) & (aside < 8 + widest * ahead.clip(0))
         if scene.frames is not None:
-            frames = scene.frames[chosen]
-            low = frames.min() - settings.hole - rng.integers(settings.hole_extra + 1)
-            high = frames.max() + settings.hole + rng.integers(settings.hole_extra + 1)
-            keep &= (scene.points.seen[:, 0] < low) | (scene.points.seen[:, 1] > high)
+            # A hole for each image: what another one's scan saw too may stay, as it would in a map without this image.
+            for frame in scene.frames[chosen]:
+                low = frame - settings.hole - rng.integers(settings.hole_extra + 1)
+                high = frame + settings.hole + rng.integers(settings.hole_extra + 1)
+                keep &= (scene.points.seen[:, 0] < low) | (scene.points.seen[:, 1] > high)
         index = np.flatnonzero(keep)
         if settings.world:
             share = rng.uniform(0.4, 1.0)
