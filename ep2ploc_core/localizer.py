@@ -33,7 +33,7 @@ class LocalizerSettings:
 
     radius: float = 60.0
     points: int = 1024
-    pass_scales: tuple[float, ...] = (1.0, 0.3, 0.1)
+    pass_scales: tuple[float, ...] = (1.0, 0.3)
     match_threshold: float = 6.0
     robust_scale: float = 3.0
     least_points: int = 60
@@ -43,7 +43,8 @@ class LocalizerSettings:
     greatest_sigma_metres: float = 0.5
     greatest_distance: float = 1.25
     covariance_scale: float = 1.0
-    search: SearchSettings = field(default_factory=SearchSettings)
+    wide_search: SearchSettings = field(default_factory=SearchSettings)
+    narrow_search: SearchSettings = field(default_factory=lambda: SearchSettings(first_samples=512, modes=3))
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
@@ -180,9 +181,10 @@ class Localizer:
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
+        search = self.settings.wide_search if scale >= 1 else self.settings.narrow_search
         found = search_pose(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
-            float(self.network.log_pose_temperature.exp()), box, self.settings.search,
+            float(self.network.log_pose_temperature.exp()), box, search,
         )  # fmt: skip
         return Matching(view, scores, found.map_from_camera, found.covariance)
 

@@ -6,7 +6,10 @@ peaks near the true pose; so poses are compared by where they send every point, 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -53,14 +56,26 @@ def pose_log_likelihood(
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """Cross-entropy search: `samples` poses in each of `iterations` rounds, the best `elite` shape the next round.
+    """How a pose is searched for. `first_samples` poses all over the prior are tried; around each of the best `modes`
+    of them that lie apart a cross-entropy search of `rounds` rounds follows, of `samples` poses each, of which the best
+    `elite` shape the next. Both look at every `stride`-th point only. Around the best `finalists` the same goes on, for
+    `last_rounds` rounds and on all points; it also tries `wide_samples` poses all over the prior, for the covariance.
 
+    `apart`: least distance of modes and `width` of the searches around them, in standard deviations of the prior.
     `bound_penalty`: nats lost by leaving the box around the prior by its own size.
     """
 
-    samples: int = 256
-    iterations: int = 7
-    elite: int = 32
+    first_samples: int = 3072
+    stride: int = 3
+    modes: int = 12
+    samples: int = 96
+    rounds: int = 4
+    elite: int = 24
+    finalists: int = 2
+    last_rounds: int = 8
+    wide_samples: int = 256
+    apart: float = 0.5
+    width: float = 0.35
     bound_penalty: float = 1e5
     seed: int = 0
 
@@ -112,37 +127,96 @@ def search_pose(
     of the start's error, a Gaussian, inside a box.
 
     scores and xyz with batch size 1; map_from_camera `(4, 4)`; sigma `(6,)` standard deviations of the start along and
-    about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose. All samples of
-    all rounds, weighed against the mixture they were drawn from, give the covariance (adaptive multiple importance
+    about the camera's axes, metres and radians; intrinsics `(1, 4)`. The same input gives the same pose. The samples of
+    the last rounds, weighed against the mixture they were drawn from, give the covariance (adaptive multiple importance
     sampling, as EPro-PnP does for its loss).
     """
     generator = torch.Generator().manual_seed(settings.seed)
     prior = sigma.cpu()
-    mean, spread = torch.zeros(6), torch.diag(1.5 * prior)
-    drawn, probabilities, proposals = [], [], []
-    best = torch.zeros(6)
-    for _ in range(settings.iterations):
-        proposals.append(MultivariateNormal(mean, scale_tril=spread))
-        tangents = mean + torch.randn(settings.samples, 6, generator=generator) @ spread.T
-        tangents[0] = best
+
+    def evaluate(tangents: Tensor, stride: int = 1) -> Tensor:
         poses = map_from_camera @ se3.exp(tangents.to(map_from_camera.device))
-        values = pose_log_likelihood(scores, xyz, valid, se3.inverse(poses)[None], intrinsics, patch)[0].cpu()
-        values = temperature * values - 0.5 * ((tangents / prior) ** 2).sum(1)
-        values = values - settings.bound_penalty * box.excess(poses).cpu()
-        drawn.append(tangents)
-        probabilities.append(values)
-        top = values.topk(settings.elite)
-        best = tangents[top.indices[0]]
-        chosen = tangents[top.indices]
-        mean = chosen.mean(0)
-        spread = torch.linalg.cholesky(torch.cov(chosen.T) + torch.diag((0.01 * prior) ** 2))
-    tangents, values = torch.cat(drawn), torch.cat(probabilities)
-    mixture = torch.stack([proposal.log_prob(tangents) for proposal in proposals]).logsumexp(0)
-    covariance = torch.cov(tangents.T, aweights=(values - mixture).softmax(0), correction=0)
+        some = scores.every(stride)
+        camera_from_map = se3.inverse(poses)[None]
+        values = pose_log_likelihood(some, xyz[:, ::stride], valid[:, ::stride], camera_from_map, intrinsics, patch)[0]
+        values = stride * temperature * values - settings.bound_penalty * box.excess(poses)
+        return values.cpu() - 0.5 * ((tangents / prior) ** 2).sum(1)
+
+    first = 1.2 * prior * torch.randn(settings.first_samples, 6, generator=generator)
+    first[0] = 0
+    chosen = _apart(first / prior, evaluate(first, settings.stride), settings.modes, settings.apart)
+    spread = torch.diag(settings.width * prior).expand(len(chosen), 6, 6)
+    floor = torch.diag((0.01 * prior) ** 2)
+    scout = _CrossEntropy(generator, floor, settings.elite, settings.samples)
+    centres, spreads = scout.run(partial(evaluate, stride=settings.stride), first[chosen], spread, settings.rounds)
+    final = evaluate(centres).topk(min(settings.finalists, len(centres))).indices
+    judge = _CrossEntropy(generator, floor, settings.elite, settings.samples)
+    judge.run(evaluate, centres[final], spreads[final], settings.last_rounds)
+    judge.look(evaluate, torch.zeros(1, 6), torch.diag(1.2 * prior)[None], settings.wide_samples)
+    covariance = judge.covariance()
     rotation = torch.block_diag(*[map_from_camera[:3, :3].cpu()] * 2)
     return SearchResult(
-        map_from_camera=map_from_camera @ se3.exp(best.to(map_from_camera.device)),
+        map_from_camera=map_from_camera @ se3.exp(judge.best.to(map_from_camera.device)),
         covariance=rotation @ covariance @ rotation.T,
-        log_probability=float(values.max()),
-        start_log_probability=float(values[0]),
+        log_probability=judge.best_value,
+        start_log_probability=float(evaluate(torch.zeros(1, 6))),
     )
+
+
+class _CrossEntropy:
+    """Draws around several centres at once, moves each towards its best draws, and remembers all draws."""
+
+    def __init__(self, generator: torch.Generator, floor: Tensor, elite: int, samples: int) -> None:
+        self.generator, self.floor, self.elite, self.samples = generator, floor, elite, samples
+        self.best, self.best_value = torch.zeros(6), -math.inf
+        self._drawn: list[Tensor] = []
+        self._values: list[Tensor] = []
+        self._proposals: list[tuple[int, MultivariateNormal]] = []
+
+    def run(
+        self, evaluate: Callable[[Tensor], Tensor], centres: Tensor, spreads: Tensor, rounds: int
+    ) -> tuple[Tensor, Tensor]:
+        """Where centres `(M, 6)` with spreads `(M, 6, 6)` (lower triangular roots of covariances) have moved to."""
+        for _ in range(rounds):
+            tangents, values = self.look(evaluate, centres, spreads, self.samples)
+            top = values.topk(self.elite).indices
+            chosen = tangents.gather(1, top[..., None].expand(-1, -1, 6))
+            centres = chosen.mean(1)
+            spreads = torch.linalg.cholesky(torch.stack([torch.cov(elite.T) for elite in chosen]) + self.floor)
+        return centres, spreads
+
+    def look(
+        self, evaluate: Callable[[Tensor], Tensor], centres: Tensor, spreads: Tensor, samples: int
+    ) -> tuple[Tensor, Tensor]:
+        """Tangents `(M, samples, 6)` drawn around the centres, the centres first, and their values `(M, samples)`."""
+        noise = torch.randn(len(centres), samples, 6, generator=self.generator)
+        tangents = centres[:, None] + noise @ spreads.transpose(1, 2)
+        tangents[:, 0] = centres
+        values = evaluate(tangents.flatten(0, 1))
+        self._drawn.append(tangents.flatten(0, 1))
+        self._values.append(values)
+        self._proposals += [
+            (samples, MultivariateNormal(centre, scale_tril=spread))
+            for centre, spread in zip(centres, spreads, strict=True)
+        ]
+        if float(values.max()) > self.best_value:
+            self.best_value, self.best = float(values.max()), self._drawn[-1][values.argmax()]
+        return tangents, values.view(len(centres), samples)
+
+    def covariance(self) -> Tensor:
+        """Of all draws `(6, 6)`, weighed against the mixture of all that they were drawn from."""
+        tangents, values = torch.cat(self._drawn), torch.cat(self._values)
+        densities = [proposal.log_prob(tangents) + math.log(count) for count, proposal in self._proposals]
+        weights = (values - torch.stack(densities).logsumexp(0)).softmax(0)
+        return torch.cov(tangents.T, aweights=weights, correction=0)
+
+
+def _apart(places: Tensor, values: Tensor, count: int, distance: float) -> list[int]:
+    """Indices of the best of the places `(K, 6)`, each at least `distance` from all better ones chosen."""
+    chosen: list[int] = []
+    for index in values.argsort(descending=True)[: 40 * count].tolist():
+        if all(float((places[index] - places[other]).norm()) >= distance for other in chosen):
+            chosen.append(index)
+            if len(chosen) == count:
+                break
+    return chosen

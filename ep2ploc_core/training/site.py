@@ -48,7 +48,7 @@ def adapt_to_site(
     sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
     codes = SiteCodes(len(voxels), network.config.descriptor_width)
     scratch = Path(f"{map_path}.adaptation")
-    trainer = Trainer(network, sampler, schedule, LossWeights(place=0.0), scratch, device, codes)
+    trainer = Trainer(network, sampler, schedule, LossWeights(place=0.0, hypotheses=128), scratch, device, codes)
     trainer.run()
     if trainer.rank == 0:
         adapted = trainer.averaged_network()
