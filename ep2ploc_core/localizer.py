@@ -27,8 +27,9 @@ class LocalizerSettings:
     """How an image is localized. Lengths in metres, thresholds in pixels of the network's image.
 
     pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
-    one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused;
-    `covariance_scale` makes the predicted errors as large as those seen on validation drives.
+    one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
+    the mean log likelihood ratio of a point's place against what the prior alone expects: below 0 the image speaks
+    against the pose. `covariance_scale` is for what the points' scores do not know of each other.
     """
 
     radius: float = 60.0
@@ -38,11 +39,11 @@ class LocalizerSettings:
     robust_scale: float = 3.0
     least_points: int = 60
     least_matches: int = 40
-    least_inlier_ratio: float = 0.5
-    least_score: float = -2.4
+    least_inlier_ratio: float = 0.25
+    least_score: float = 0.0
     greatest_sigma_metres: float = 0.5
     greatest_distance: float = 1.25
-    covariance_scale: float = 1.0
+    covariance_scale: float = 4.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
     narrow_search: SearchSettings = field(default_factory=lambda: SearchSettings(first_samples=512, modes=3))
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))

@@ -49,6 +49,8 @@ def summarize(rows: list[dict[str, object]]) -> dict[str, object]:
         hits = int(((translation <= metres) & (rotation <= degrees)).sum())
         summary[f"recall_{metres:g}m_{degrees:g}deg"] = round(hits / max(1, len(rows)), 4)
     summary["wrong_and_given"] = int((translation > WRONG_METRES).sum())
+    surprise = _values(rows, "position_mahalanobis_squared")
+    summary["in_own_90_percent_ellipsoid"] = round(float((surprise < 6.25).mean()), 4) if len(surprise) else None
     summary["median_seconds"] = _median(_values(rows, "seconds"))
     return summary
 
