@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.visibility import VisibilitySettings, open_depth, pooling_kernel, remove_invisible
 
@@ -184,6 +185,10 @@ class Sampler:
         centre = np.mean([pose[:3, 3] for pose in start_map_from_camera], axis=0)
         centre = np.round(centre / settings.grid) * settings.grid
         keep = self._crop(scene, chosen, start_map_from_camera, centre, rng)
+        if not len(keep):
+            raise InputError(
+                f"Without the scans around one image the map of {scene.name} is empty; map a longer drive."
+            )
         xyz = (scene.points.xyz[keep] - centre).astype(np.float32)
         attributes = scene.points.attributes[keep].copy()
         world = np.eye(4)
