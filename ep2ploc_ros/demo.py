@@ -41,7 +41,7 @@ from ep2ploc_ros.demo_replay import ReplayResult, replay
 ISOLATED = 12
 STRETCH = 30
 REPEATS = 3
-NEAR_METRES = 4.5  # a query nearer than this to an image of the mapping run counts as near one
+NEAR_METRES = 8.0  # where the tables part the stretch, by the distance to the nearest image of the mapping run
 REPLAY_RATE = 0.15  # of the drive's own speed, so that two busy cores keep up with its 10 Hz
 console = Console()
 
@@ -86,7 +86,7 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
     run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
     point_map = PointMap.open(point_map.path)
     reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")
-    tables = _tables(reports, _distance_to_mapping(point_map, queries))
+    tables = make_tables(reports, split, _distance_to_mapping(point_map, queries))
     for title, rows in tables.items():
         console.print(f"\n[bold]{title}")
         console.print(summary_table(rows))
@@ -155,13 +155,15 @@ def _distance_to_mapping(point_map: PointMap, queries: Queries) -> np.ndarray:
     return distance
 
 
-def _tables(reports: dict[str, Any], distance: np.ndarray) -> dict[str, dict[str, Any]]:
-    """Summaries for all queries, for those near a mapping image, and for those far from any."""
-    farthest = distance.max()
+def make_tables(reports: dict[str, Any], split: Split, distance: np.ndarray) -> dict[str, dict[str, Any]]:
+    """Summaries for the isolated queries, and for the stretch near and far (`distance` `(N,)`) from mapping images."""
+    isolated = np.isin(split.queries, split.isolated)
+    near = ~isolated & (distance <= NEAR_METRES)
+    far = ~isolated & ~near
     parts = {
-        f"Queries up to {NEAR_METRES:g} m from the nearest mapping image": distance <= NEAR_METRES,
-        f"Queries {NEAR_METRES:g} to {farthest:.0f} m from it (in the stretch left out)": distance > NEAR_METRES,
-        "All queries": distance >= 0,
+        f"Single frames left out, {_range(distance[isolated])} from the nearest mapping image": isolated,
+        f"{STRETCH} frames in a row left out, {_range(distance[near])} from it": near,
+        f"{STRETCH} frames in a row left out, {_range(distance[far])} from it": far,
     }
     tables: dict[str, dict[str, Any]] = {}
     for title, chosen in parts.items():
@@ -170,6 +172,10 @@ def _tables(reports: dict[str, Any], distance: np.ndarray) -> dict[str, dict[str
         for name, report in reports.items():
             tables[title][name] = summarize([row for row in report["results"] if chosen[row["query"]]])
     return tables
+
+
+def _range(metres: np.ndarray) -> str:
+    return f"{metres.min():.1f} to {metres.max():.1f} m" if len(metres) else "none"
 
 
 def _write_bag(drive: KittiDrive, split: Split, queries: Queries, path: Path) -> Path:
