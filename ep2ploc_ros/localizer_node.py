@@ -22,7 +22,7 @@ from std_srvs.srv import Trigger
 
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
-from ep2ploc_core.localizer import Localization, Localizer
+from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox
@@ -190,7 +190,8 @@ class LocalizerNode(RunnableNode):
         try:
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
-            self._localizer = Localizer(network, self._submaps.begin(network.fingerprint), device)
+            settings = LocalizerSettings(least_score=self._settings.least_score)
+            self._localizer = Localizer(network, self._submaps.begin(network.fingerprint), device, settings)
         except Exception as error:
             self._health.report(ERROR, f"{error}")  # stays until the map or the parameter is put right
             return

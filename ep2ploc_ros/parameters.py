@@ -70,6 +70,11 @@ class LocalizerParameters:
         "QoS of the image subscription; best_effort takes every publisher.",
         choices=("best_effort", "reliable"),
     )
+    least_score: float = _setting(
+        0.0,
+        "Images whose pose has a lower score are refused: the mean log likelihood ratio of the map points' places.",
+        between=(-10.0, 10.0),
+    )
     submap_refresh: float = _setting(
         15.0,
         "Metres from the centre of the submap at which the next one is asked for.",

@@ -92,7 +92,7 @@ def test_a_tiny_network_overfits_four_samples(scene: Scene) -> None:
     generator = torch.Generator().manual_seed(0)
     weights = LossWeights(place=0.0)
     first = None
-    for _ in range(150):
+    for _ in range(220):
         losses = compute_losses(network, batch, weights, generator)
         optimizer.zero_grad()
         losses.total.backward()
