@@ -59,7 +59,10 @@ def camera(camera, site):
 
 
 def is_pose_of(message: PoseStamped, answer: Answer) -> bool:
-    return np.allclose(pose_from_message(message.pose), answer.found.map_from_camera, atol=1e-3)
+    """Whether a pose is the core's, up to the scatter of its sampled search: a prior that differs in the last digits, as
+    it does after its way through a message, moves the pose by up to 0.11 m and 0.009 rad here. The prior is 1 m off."""
+    metres, radians = se3.pose_error(pose_from_message(message.pose), answer.found.map_from_camera)
+    return metres < 0.3 and radians < 0.03
 
 
 def matrix(message: TransformStamped) -> np.ndarray:
