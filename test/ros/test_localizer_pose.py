@@ -18,7 +18,7 @@ from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.model.checkpoint import load_network
-from ep2ploc_ros.messages import image_from_message, nanoseconds, pose_from_message
+from ep2ploc_ros.messages import image_from_message, nanoseconds, pose_from_message, pose_to_message
 from ep2ploc_ros.ros_imports import StaticTransformBroadcaster, TransformBroadcaster
 
 # The site of the tests is learned for two minutes only, which is too little for the evidence asked for by default.
@@ -34,16 +34,22 @@ class Answer:
     found: Localization
 
 
+def as_sent(pose: np.ndarray) -> np.ndarray:
+    """The pose as it comes out of a message: the sampled search answers to its last digits."""
+    return pose_from_message(pose_to_message(pose))
+
+
 @pytest.fixture(scope="module")
 def answers(site) -> list[Answer]:
     """The site's own query, and a frame at least eight metres from it; the core localizes both."""
     network = load_network(site.map_path / SITE_CHECKPOINT)
     localizer = Localizer(network, PointMap.open(site.map_path), settings=LENIENT)
-    first = Answer(site.image, site.prior, localizer.localize(site.image, site.camera, site.prior))
+    prior = as_sent(site.prior)
+    first = Answer(site.image, prior, localizer.localize(site.image, site.camera, prior))
     assert first.found.status == "ok", first.found.reason
     drive = KittiDrive(site.drive_path)
     for frame in sorted(drive.frames, key=lambda frame: -abs(frame.index - site.query)):
-        truth, image = drive.map_from_camera(frame), drive.read_image(frame)
+        truth, image = as_sent(drive.map_from_camera(frame)), drive.read_image(frame)
         assert np.linalg.norm(truth[:3, 3] - site.truth[:3, 3]) > 8
         found = localizer.localize(image, site.camera, truth)
         if found.status == "ok":
@@ -59,8 +65,12 @@ def camera(camera, site):
 
 
 def is_pose_of(message: PoseStamped, answer: Answer) -> bool:
-    """Whether a pose is the core's, up to the scatter of its sampled search: a prior that differs in the last digits,
-    as it does after its way through a message, moves the pose by up to 0.11 m and 0.009 rad. The prior is 1 m off."""
+    return np.allclose(pose_from_message(message.pose), answer.found.map_from_camera, atol=1e-3)
+
+
+def is_near(message: PoseStamped, answer: Answer) -> bool:
+    """The same where the prior went through text: other last digits move the sampled search by up to 0.11 m and
+    0.009 rad. The prior is 1 m off."""
     metres, radians = se3.pose_error(pose_from_message(message.pose), answer.found.map_from_camera)
     return metres < 0.3 and radians < 0.03
 
@@ -110,13 +120,11 @@ def test_pose_tf_and_pictures_are_those_of_the_core(listener, start, site, answe
         assert poses[-1].header.frame_id == matches[-1].header.frame_id == "map"
         assert overlays[-1].header.frame_id == "camera"
         assert is_pose_of(poses[-1], answer)
-        covariance = np.reshape(uncertain[-1].pose.covariance, (6, 6))
-        assert np.allclose(covariance, covariance.T) and np.linalg.eigvalsh(covariance).min() > 0
-        assert 0.1 < np.trace(covariance) / np.trace(answer.found.covariance) < 10
+        assert np.allclose(np.reshape(uncertain[-1].pose.covariance, (6, 6)), answer.found.covariance, rtol=0.05)
         sent = transforms[-1].transforms[0]
         assert (sent.header.frame_id, sent.child_frame_id) == ("map", "camera")
         assert np.allclose(matrix(sent), pose_from_message(poses[-1].pose), atol=1e-9)
-        assert 0 < matches[-1].width < 2 * answer.found.num_inliers
+        assert matches[-1].width == answer.found.num_inliers
         assert image_from_message(overlays[-1]).shape == camera.pixels.shape
     assert len(paths[-1].poses) == 2
     camera.images.publish(camera.image())  # and Ctrl-C while it works
@@ -187,7 +195,7 @@ def test_compressed_images_in_a_namespace_from_a_parameter_pose(listener, start,
         images.publish(CompressedImage(header=camera.image().header, format="png", data=png))
 
     listener.wait(lambda: poses, meanwhile=send)
-    assert is_pose_of(poses[0], answers[0])
+    assert is_near(poses[0], answers[0])
 
 
 def test_stale_images_are_dropped_and_counted(listener, start, site, camera) -> None:
