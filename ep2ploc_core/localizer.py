@@ -18,7 +18,7 @@ from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.pnp import refine, reprojection_errors, solve_ransac
-from ep2ploc_core.pose.score_search import Box, SearchSettings, pose_log_likelihood, search_pose
+from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 
@@ -45,7 +45,7 @@ class LocalizerSettings:
     greatest_distance: float = 1.25
     covariance_scale: float = 4.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
-    narrow_search: SearchSettings = field(default_factory=lambda: SearchSettings(first_samples=512, modes=3))
+    narrow_search: SearchSettings = field(default_factory=lambda: SearchSettings(first_samples=512, modes=8, finalists=4))
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
@@ -82,23 +82,25 @@ class Query:
 
 
 @dataclass
-class Matching:
-    """Scores of the points visible from one pose, `view` and `scores` of batch size 1, and the best pose found among
-    them, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariance `(6, 6)`."""
-
-    view: PointView
-    scores: PatchScores
-    map_from_camera: Tensor
-    covariance: Tensor
-
-
-@dataclass
 class Matches:
     """2D-3D matches: points `(M, 3)` relative to the local origin, pixels `(M, 2)` of the network's image, weights."""
 
     points: np.ndarray
     pixels: np.ndarray
     weights: np.ndarray
+
+
+@dataclass
+class Matching:
+    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; the single `matches` they speak
+    of; and the pose that fits them best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its
+    covariance `(6, 6)`."""
+
+    view: PointView
+    scores: PatchScores
+    matches: Matches
+    map_from_camera: Tensor
+    covariance: Tensor
 
 
 class Localizer:
@@ -143,8 +145,7 @@ class Localizer:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
             guess = matching.map_from_camera
-        matches = self._decide(query, passes[-1])
-        found = self._solve(query, passes, matches, origin)
+        found = self._conclude(query, passes, origin)
         found.reason = self._doubt(found, passes, prior)
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
@@ -177,17 +178,22 @@ class Localizer:
     def _match(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
     ) -> Matching | None:
-        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
+        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best, the
+        one that MAGSAC++ and least squares make of single matches being among those that they are asked about."""
         view = self._view(query, points, origin, guess, scale)
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
         search = self.settings.wide_search if scale >= 1 else self.settings.narrow_search
-        found = search_pose(
+        posterior = PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
-            float(self.network.log_pose_temperature.exp()), box, search,
+            float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        return Matching(view, scores, found.map_from_camera, found.covariance)
+        matches = self._decide(query, view, scores)
+        solved = self._solve(query, matches)
+        candidates = None if solved is None else posterior.offsets(solved[None])
+        found = search_pose(posterior, search, candidates)
+        return Matching(view, scores, matches, found.map_from_camera, found.covariance)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
@@ -216,9 +222,9 @@ class Localizer:
             sigma=torch.from_numpy(start_sigma(scale)).float().to(self.device)[None],
         )
 
-    def _decide(self, query: Query, matching: Matching) -> Matches:
+    def _decide(self, query: Query, view: PointView, scores: PatchScores) -> Matches:
         """The pixel of each point: its most likely patch, then the pixel inside that patch."""
-        network, scores = self.network, matching.scores
+        network = self.network
         patch, columns = network.config.patch, scores.log_likelihood.shape[-1]
         best = scores.log_posterior[0].argmax(-1)
         inside = best < scores.log_posterior.shape[-1] - 1
@@ -232,28 +238,34 @@ class Localizer:
         certainty = scores.log_posterior[0][inside].gather(1, best[:, None]).squeeze(1).exp()
         weights = certainty * scores.confidence[0][inside]
         return Matches(
-            points=matching.view.xyz[0][inside].double().cpu().numpy(),
+            points=view.xyz[0][inside].double().cpu().numpy(),
             pixels=(corner + offset).double().cpu().numpy(),
             weights=weights.double().cpu().numpy(),
         )
 
-    def _solve(self, query: Query, passes: list[Matching], matches: Matches, origin: np.ndarray) -> Localization:
-        """The pose by the score search, by MAGSAC and by polishing on the matches, whichever the scores like best."""
-        settings, matrix, last = self.settings, query.camera.matrix, passes[-1]
-        searched = last.map_from_camera.double().cpu().numpy()
-        candidates = [searched]
+    def _solve(self, query: Query, matches: Matches) -> np.ndarray | None:
+        """map_from_camera `(4, 4)` from single matches, relative to the local origin."""
+        settings, matrix = self.settings, query.camera.matrix
         sampled = solve_ransac(matches.points, matches.pixels, matrix, settings.match_threshold)
-        for start in (searched, sampled):
-            if start is not None:
-                polished = refine(start, matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale)
-                candidates.append(polished.map_from_camera)
-        likelihoods = self._likelihoods(query, last, candidates)
-        chosen = candidates[int(np.argmax(likelihoods))]
-        agreement = reprojection_errors(chosen, matches.points, matches.pixels, matrix)
+        if sampled is None:
+            return None
+        return refine(
+            sampled, matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale
+        ).map_from_camera
+
+    def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
+        """The pose of the last pass with the evidence for it."""
+        settings, last = self.settings, passes[-1]
+        matches, pose = last.matches, last.map_from_camera.double().cpu().numpy()
+        agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
+        likelihood = pose_log_likelihood(
+            last.scores, last.view.xyz, last.view.valid, se3.inverse(last.map_from_camera)[None, None],
+            query.intrinsics, self.network.config.patch,
+        )  # fmt: skip
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
         spread = passes[-2].covariance if len(passes) > 1 else last.covariance
-        pose = _moved(chosen, origin)
+        pose = _moved(pose, origin)
         return Localization(
             status="ok",
             map_from_camera=pose,
@@ -261,19 +273,10 @@ class Localizer:
             covariance=spread.double().numpy() * settings.covariance_scale,
             num_matches=len(matches.points),
             num_inliers=int(inliers.sum()),
-            score=float(likelihoods.max() / last.scores.confidence.sum()),
+            score=float(likelihood / last.scores.confidence.sum()),
             points_map=matches.points[inliers] + origin,
             pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
-
-    def _likelihoods(self, query: Query, matching: Matching, poses: list[np.ndarray]) -> np.ndarray:
-        """Log likelihoods `(K,)` of K poses map_from_camera under the scores."""
-        camera_from_map = torch.from_numpy(np.linalg.inv(np.stack(poses))).float().to(self.device)
-        values = pose_log_likelihood(
-            matching.scores, matching.view.xyz, matching.view.valid, camera_from_map[None], query.intrinsics,
-            self.network.config.patch,
-        )  # fmt: skip
-        return values[0].cpu().numpy()
 
     def _doubt(self, found: Localization, passes: list[Matching], prior: np.ndarray) -> str:
         """Why the pose should not be believed; empty when nothing speaks against it."""

@@ -54,8 +54,7 @@ def write_synthetic_drive(
         raise InputError(
             f"A synthetic drive needs at least one frame and a seed of 0 to 9999, not {frames} and {seed}."
         )
-    date = START.strftime("%Y_%m_%d")
-    drive = Path(out) / date / f"{date}_drive_{seed:04d}_sync"
+    drive = drive_path(out, seed)
     aside = drive.with_name(drive.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
     for sensor in ("image_02", "velodyne_points"):
@@ -88,6 +87,12 @@ def write_synthetic_drive(
     shutil.rmtree(drive, ignore_errors=True)
     aside.rename(drive)
     return drive
+
+
+def drive_path(out: Path, seed: int) -> Path:
+    """The directory of the drive of a seed."""
+    date = START.strftime("%Y_%m_%d")
+    return Path(out) / date / f"{date}_drive_{seed:04d}_sync"
 
 
 def drive_along(road: Road, frames: int, seed: int) -> np.ndarray:

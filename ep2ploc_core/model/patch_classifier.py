@@ -32,16 +32,6 @@ class PatchScores:
     confidence: Tensor
     query: Tensor
 
-    def every(self, stride: int) -> PatchScores:
-        """The scores of every `stride`-th point."""
-        return PatchScores(
-            self.log_likelihood[:, ::stride],
-            self.log_likelihood_none[:, ::stride],
-            self.log_posterior[:, ::stride],
-            self.confidence[:, ::stride],
-            self.query[:, ::stride],
-        )
-
 
 class PatchClassifier(nn.Module):
     """Scores by dot product between a point, as it should look from the prior pose, and the patch descriptors.

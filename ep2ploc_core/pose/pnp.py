@@ -36,7 +36,7 @@ def solve_ransac(points_map: np.ndarray, pixels: np.ndarray, matrix: np.ndarray,
     try:
         found, rotation, translation, _ = cv2.solvePnPRansac(
             (points_map - centre).astype(np.float64), pixels.astype(np.float64), matrix, None,
-            flags=cv2.USAC_MAGSAC, iterationsCount=10_000, confidence=0.999, reprojectionError=threshold,
+            flags=cv2.USAC_MAGSAC, iterationsCount=2_000, confidence=0.999, reprojectionError=threshold,
         )  # fmt: skip
     except cv2.error:  # degenerate matches (all in one place) end in an exception inside OpenCV
         return None

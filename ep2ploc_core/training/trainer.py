@@ -36,12 +36,14 @@ PROGRESS_COLUMNS = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. `noise_start` is the share of the full start error at the beginning; it reaches 1 after
+    """How long and how fast. The pixel head's gradient is small and noisy: at the others' rate Adam would only carry it
+    about. `noise_start` is the share of the full start error at the beginning; it reaches 1 after
     `noise_ramp` of all steps."""
 
     steps: int = 5000
     learning_rate: float = 1.0e-3
     code_learning_rate: float = 1.0e-2
+    pixel_learning_rate: float = 1.0e-4
     warmup: int = 200
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -87,13 +89,18 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.network.to(self.device)
-        groups = [{"params": list(self.network.parameters()), "base": self.schedule.learning_rate}]
+        fine = list(self.network.pixel_head.parameters())
+        rest = [parameter for parameter in self.network.parameters() if all(parameter is not other for other in fine)]
+        groups = [
+            {"params": rest, "base": self.schedule.learning_rate},
+            {"params": fine, "base": self.schedule.pixel_learning_rate},
+        ]
         if self.codes is not None:
             self.codes.to(self.device)
             groups.append({
                 "params": list(self.codes.parameters()), "base": self.schedule.code_learning_rate, "weight_decay": 0.0,
             })  # fmt: skip
-        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=self.schedule.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, lr=0.0, weight_decay=self.schedule.weight_decay, fused=True)
         self.average = {name: value.clone() for name, value in self._state().items()}
         self.rank = distributed.get_rank() if distributed.is_initialized() else 0
         self.processes = distributed.get_world_size() if distributed.is_initialized() else 1

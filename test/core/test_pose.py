@@ -6,7 +6,7 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.model.patch_classifier import PatchScores, patch_prior
 from ep2ploc_core.pose.pnp import _residuals, refine, solve_ransac
-from ep2ploc_core.pose.score_search import Box, pose_log_likelihood, search_pose
+from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
 
 MATRIX = np.array([[300.0, 0, 256], [0, 300, 80], [0, 0, 1]])
 
@@ -108,7 +108,9 @@ def test_search_finds_the_pose_that_score_maps_speak_of() -> None:
         rng = np.random.default_rng(seed)
         start = pose @ se3.exp(torch.from_numpy(rng.uniform(-1.5, 1.5, 6) * sigma.numpy())).numpy()
         found = search_pose(
-            scores, points, valid, torch.from_numpy(start).float(), sigma, intrinsics, 8, 0.15, box_around(start)
+            PosePosterior(
+                scores, points, valid, torch.from_numpy(start).float(), sigma, intrinsics, 8, 0.15, box_around(start)
+            )
         )
         both = torch.stack([found.map_from_camera, torch.from_numpy(pose).float()])
         values = pose_log_likelihood(scores, points, valid, se3.inverse(both)[None], intrinsics, 8)[0]
@@ -156,7 +158,7 @@ def test_search_covariance_is_that_of_the_posterior() -> None:
     intrinsics = torch.tensor([[300.0, 300, 256, 80]])
     sigma = torch.tensor([1.0, 0.001, 1.0, 1e-4, 1e-4, 1e-4])
     start = torch.from_numpy(pose).float()
-    found = search_pose(scores, points, valid, start, sigma, intrinsics, 8, 0.02, box_around(pose))
+    found = search_pose(PosePosterior(scores, points, valid, start, sigma, intrinsics, 8, 0.02, box_around(pose)))
     steps = torch.linspace(-1, 1, 81)
     side, ahead = torch.meshgrid(steps, steps, indexing="ij")
     tangents = torch.zeros(81 * 81, 6)
@@ -172,6 +174,48 @@ def test_search_covariance_is_that_of_the_posterior() -> None:
     torch.testing.assert_close(in_camera, expected, rtol=0.3, atol=0.1 * float(expected.diagonal().max()))
 
 
+def test_slope_of_the_posterior_agrees_with_finite_differences_and_its_value_with_the_training_likelihood() -> None:
+    """In double precision, at poses where points leave the image too: those count as constants."""
+    pose, points, scores = score_maps(12)
+    generator = torch.Generator().manual_seed(0)
+    rough = scores.log_likelihood.double() + torch.randn(scores.log_likelihood.shape, generator=generator)
+    scores = PatchScores(
+        rough, scores.log_likelihood_none.double(), scores.log_posterior, torch.rand(1, 500).double(), scores.query
+    )
+    valid = torch.rand(1, 500, generator=generator) > 0.2
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]]).double()
+    sigma = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03]).double()
+    start = torch.from_numpy(pose)
+    box = Box(start, torch.full((6,), 9.0).double())
+    posterior = PosePosterior(scores, points.double(), valid, start, sigma, intrinsics, 8, 0.15, box)
+    offsets = sigma * torch.randn(20, 6, generator=generator)
+    slope = posterior.slope(offsets)
+    torch.testing.assert_close(slope.value, posterior.value(offsets))
+    likelihood = pose_log_likelihood(
+        scores, points.double(), valid, se3.inverse(start @ se3.exp(offsets))[None], intrinsics, 8
+    )[0]
+    torch.testing.assert_close(slope.value, 0.15 * likelihood - 0.5 * ((offsets / sigma) ** 2).sum(1))
+    for axis in range(6):
+        step = torch.zeros(6).double()
+        step[axis] = 1e-7
+        difference = (posterior.value(offsets + step) - posterior.value(offsets - step)) / 2e-7
+        torch.testing.assert_close(slope.gradient[:, axis], difference, rtol=0.02, atol=0.02 * float(1 / sigma[axis]))
+
+
+def test_search_hardly_moves_with_the_guess() -> None:
+    """The same maximum of the same posterior, looked for with other samples."""
+    pose, points, scores = score_maps(13)
+    valid = torch.ones(1, 500, dtype=torch.bool)
+    intrinsics = torch.tensor([[300.0, 300, 256, 80]])
+    sigma = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03])
+    start = torch.from_numpy(pose).float()
+    start[:3, 3] += 0.8
+    posterior = PosePosterior(scores, points, valid, start, sigma, intrinsics, 8, 0.15, box_around(pose))
+    first, second = (search_pose(posterior, SearchSettings(seed=seed)).map_from_camera.double() for seed in (0, 1))
+    metres, radians = se3.pose_error(first.numpy(), second.numpy())
+    assert metres < 0.02 and radians < np.radians(0.1)
+
+
 def test_search_stays_in_the_box_that_the_prior_allows() -> None:
     pose, points, scores = score_maps(11)
     valid = torch.ones(1, 500, dtype=torch.bool)
@@ -180,6 +224,6 @@ def test_search_stays_in_the_box_that_the_prior_allows() -> None:
     start[:3, 3] += 2.0 * start[:3, 0]
     sigma = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03])
     half = torch.tensor([1.0, 0.5, 1.0, 0.05, 0.1, 0.05])
-    found = search_pose(scores, points, valid, start, sigma, intrinsics, 8, 1.0, Box(start, half))
+    found = search_pose(PosePosterior(scores, points, valid, start, sigma, intrinsics, 8, 1.0, Box(start, half)))
     moved = se3.log((se3.inverse(start) @ found.map_from_camera).double().numpy())
     assert (np.abs(moved) < 1.1 * half.numpy()).all() and moved[0] < -0.8

@@ -15,7 +15,7 @@ from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig, PointView
-from ep2ploc_core.pose.score_search import Box, search_pose
+from ep2ploc_core.pose.score_search import Box, PosePosterior, search_pose
 from ep2ploc_core.training.config import load_config
 from ep2ploc_core.training.losses import LossWeights, compute_losses
 from ep2ploc_core.training.scenes import drive_scene
@@ -114,10 +114,11 @@ def test_a_tiny_network_overfits_four_samples(scene: Scene) -> None:
         with torch.no_grad():
             scores = network.classify(point_view, features.patches[image][None], intrinsics)
             start = se3.inverse(batch.start_camera_from_map[view])
-            found = search_pose(
+            posterior = PosePosterior(
                 scores, point_view.xyz, point_view.valid, start, batch.sigma[view], intrinsics, TINY.patch,
                 float(network.log_pose_temperature.exp()), Box(start, torch.full((6,), 3.0)),
             )  # fmt: skip
+            found = search_pose(posterior)
         truth = torch.linalg.inv(batch.true_camera_from_map[view]).double().numpy()
         metres, radians = se3.pose_error(found.map_from_camera.double().numpy(), truth)
         assert metres < 0.25 and radians < np.radians(1.0), (view, metres, np.degrees(radians))
