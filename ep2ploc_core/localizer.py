@@ -45,7 +45,9 @@ class LocalizerSettings:
     greatest_distance: float = 1.25
     covariance_scale: float = 4.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
-    narrow_search: SearchSettings = field(default_factory=lambda: SearchSettings(first_samples=512, modes=8, finalists=4))
+    narrow_search: SearchSettings = field(
+        default_factory=lambda: SearchSettings(first_samples=512, modes=8, finalists=4)
+    )
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 

@@ -16,9 +16,13 @@ from torch import Tensor
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.novel_view import BLANK, dense_depth, render_view
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.visibility import VisibilitySettings, open_depth, pooling_kernel, remove_invisible
+
+# How far beside its image a novel view may lie, along the camera's axes (m): right, down, forward.
+NOVEL_LEAST, NOVEL_MOST = np.array([-0.8, -0.2, -1.5]), np.array([0.8, 0.2, 4.0])
 
 # Half widths of the start error along and about the camera's axes: right, down, forward (m); pitch, yaw, roll.
 START_RANGE = np.array([2.0, 0.5, 2.0, math.radians(3), math.radians(10), math.radians(3)])
@@ -27,7 +31,8 @@ START_RANGE = np.array([2.0, 0.5, 2.0, math.radians(3), math.radians(10), math.r
 @dataclass(frozen=True)
 class SamplingSettings:
     """How samples are drawn. `images` per batch in groups of `group` neighbours that share one crop of the map, each
-    with `starts` start poses. `world` turns, mirrors and thins the map at random (off for adaptation to one site)."""
+    with `starts` start poses. `world` turns, mirrors and thins the map at random (off for adaptation to one site).
+    `novel`: share of the images that are seen from beside where they were taken (only where a map has many scans)."""
 
     images: int = 3
     group: int = 2
@@ -41,13 +46,35 @@ class SamplingSettings:
     rotate_degrees: float = 3.0
     zoom: float = 0.15
     color: float = 0.3
+    novel: float = 0.5
+
+
+@dataclass
+class Surface:
+    """What a camera at a pose sees first: depth `(H, W)`, metres."""
+
+    depth: Tensor
+    camera: Camera
+    camera_from_map: Tensor
+
+    def shows(self, xyz: Tensor, settings: VisibilitySettings) -> Tensor:
+        """Which points `(N, 3)` are not behind it `(N,)`; those outside the image are not."""
+        width, height = self.camera.width, self.camera.height
+        place = se3.apply(self.camera_from_map, xyz)
+        depth = place[:, 2].clamp(min=0.1)
+        column = (place[:, 0] / depth * self.camera.fx + self.camera.cx).round().long()
+        row = (place[:, 1] / depth * self.camera.fy + self.camera.cy).round().long()
+        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+        limit = self.depth[row.clamp(0, height - 1), column.clamp(0, width - 1)].float()
+        slack = (settings.tolerance_share * depth).clamp(min=settings.tolerance_metres)
+        return ~inside | (depth <= limit + slack)
 
 
 @dataclass
 class Scene:
     """One place: map points, and images taken in it. images: list of `(H, W, 3)` uint8; map_from_camera `(n, 4, 4)`;
     frames `(n,)`: the frame number of each image, by which its own scan is found in `points.seen`, or None when the
-    map is the image's own scan."""
+    map is the image's own scan; spacing: metres between map points."""
 
     points: MapPoints
     images: list[np.ndarray]
@@ -56,7 +83,8 @@ class Scene:
     frames: np.ndarray | None
     name: str = ""
     code_voxel: np.ndarray | None = None
-    surfaces: dict[int, Tensor] = field(default_factory=dict)
+    spacing: float = 0.2
+    surfaces: dict[int, Surface] = field(default_factory=dict)
 
 
 @dataclass
@@ -97,6 +125,24 @@ def start_sigma(scale: float) -> np.ndarray:
 def draw_start(rng: np.random.Generator, scale: float) -> np.ndarray:
     """A start error `(6,)` drawn uniformly from START_RANGE x scale, along and about the camera's axes."""
     return rng.uniform(-1, 1, 6) * START_RANGE * scale
+
+
+@dataclass
+class _Shot:
+    """An image for training: what `camera` sees at `turn` `(4, 4)` @ the inverse of `map_from_camera` `(4, 4)`; all
+    without the world's mirroring. surface: what a novel view sees first, else None."""
+
+    index: int
+    picture: np.ndarray
+    camera: Camera
+    map_from_camera: np.ndarray
+    turn: np.ndarray
+    surface: Surface | None
+
+    @property
+    def camera_from_map(self) -> np.ndarray:
+        pose: np.ndarray = self.turn @ np.linalg.inv(self.map_from_camera)
+        return pose
 
 
 class Sampler:
@@ -171,20 +217,18 @@ class Sampler:
     ) -> tuple[dict[str, np.ndarray], list[dict[str, np.ndarray | Tensor]], list[np.ndarray], list[np.ndarray]]:
         """Cloud, views, images and intrinsics of one group of neighbouring images."""
         settings = self.settings
-        starts = []  # (image in group, camera frame error)
-        for image in range(len(chosen)):
+        shots = [self._shoot(scene, index, rng) for index in chosen]
+        starts = []  # (image in group, start pose, scale of its error)
+        for image, shot in enumerate(shots):
             for _ in range(settings.starts):
                 # Some small errors too: the second pass starts from where the first one ended.
                 scale = noise_scale * (1.0 if rng.random() < 0.65 else 10 ** rng.uniform(-1, 0))
-                starts.append((image, draw_start(rng, scale), scale))
-        start_map_from_camera = [
-            scene.map_from_camera[chosen[image]] @ se3.exp(torch.from_numpy(error)).numpy()
-            for image, error, _ in starts
-        ]
+                error = torch.from_numpy(draw_start(rng, scale))
+                starts.append((image, shot.map_from_camera @ se3.exp(error).numpy(), scale))
         # Moved by whole voxels of the coarsest level, so that the grid of a crop is the grid of the whole map.
-        centre = np.mean([pose[:3, 3] for pose in start_map_from_camera], axis=0)
+        centre = np.mean([start[:3, 3] for _, start, _ in starts], axis=0)
         centre = np.round(centre / settings.grid) * settings.grid
-        keep = self._crop(scene, chosen, start_map_from_camera, centre, rng)
+        keep = self._crop(scene, chosen, [start for _, start, _ in starts], centre, rng)
         if not len(keep):
             raise InputError(
                 f"Without the scans around one image the map of {scene.name} is empty; map a longer drive."
@@ -204,27 +248,21 @@ class Sampler:
         flip = np.diag([-1.0, 1, 1, 1]) if mirrored else np.eye(4)
         shift = np.eye(4)
         shift[:3, 3] = -centre
+        local_from_map = world @ shift
 
-        pictures, lenses, cameras, turns = [], [], [], []
-        for index in chosen:
-            picture, camera, turn = self._augment_image(scene.images[index], scene.cameras[index], mirrored, rng)
-            pictures.append(picture)
-            cameras.append(camera)
-            lenses.append(camera.intrinsics)
-            turns.append(turn)
+        cameras = [_mirrored(shot.camera) if mirrored else shot.camera for shot in shots]
         points = torch.from_numpy(np.ascontiguousarray(xyz))
         views: list[dict[str, np.ndarray | Tensor]] = []
-        for (image, _, scale), start in zip(starts, start_map_from_camera, strict=True):
-            # camera_new = turn @ flip @ camera: the augmented image is that of a turned, maybe mirrored camera.
-            to_camera = turns[image] @ flip
-            true = to_camera @ np.linalg.inv(world @ shift @ scene.map_from_camera[chosen[image]])
-            begin = to_camera @ np.linalg.inv(world @ shift @ start)
+        for image, start, scale in starts:
+            shot = shots[image]
+            true = flip @ shot.camera_from_map @ np.linalg.inv(local_from_map)
+            begin = flip @ shot.turn @ np.linalg.inv(local_from_map @ start)
             picked, valid = self._pick(points, begin, cameras[image], rng)
             views.append({
                 "image_of_view": np.array(image),
                 "point_of_view": picked,
                 "valid": valid,
-                "visible": self._visible(scene, chosen[image], keep[picked]),
+                "visible": self._visible(scene, shot, keep[picked]),
                 "start": begin,
                 "true": true,
                 "sigma": start_sigma(scale),
@@ -232,7 +270,8 @@ class Sampler:
         cloud = {"xyz": np.ascontiguousarray(xyz, np.float32), "attributes": attributes}
         if scene.code_voxel is not None:
             cloud["code_voxel"] = scene.code_voxel[keep]
-        return cloud, views, pictures, lenses
+        pictures = [shot.picture[:, ::-1] if mirrored else shot.picture for shot in shots]
+        return cloud, views, pictures, [camera.intrinsics for camera in cameras]
 
     def _crop(
         self,
@@ -263,36 +302,41 @@ class Sampler:
             index = index[rng.random(len(index)) < share]
         return index
 
-    def _augment_image(
-        self, image: np.ndarray, camera: Camera, mirrored: bool, rng: np.random.Generator
-    ) -> tuple[np.ndarray, Camera, np.ndarray]:
-        """The image at network size as a slightly turned and zoomed camera sees it: image, camera, turn `(4, 4)`."""
+    def _shoot(self, scene: Scene, index: int, rng: np.random.Generator) -> _Shot:
+        """An image at network size as a slightly turned and zoomed camera sees it, maybe from a little beside."""
         settings = self.settings
+        image, camera, map_from_camera = scene.images[index], scene.cameras[index], scene.map_from_camera[index]
         size = network_size(camera, self.image_width)
         target = camera.resized(*size)
-        if mirrored:
-            image = image[:, ::-1]
-            camera = Camera.from_matrix(
-                camera.width, camera.height,
-                np.array([[camera.fx, 0, camera.width - 1 - camera.cx], [0, camera.fy, camera.cy], [0, 0, 1]]),
-            )  # fmt: skip
-            target = camera.resized(*size)
         zoom = 1 + rng.uniform(0, settings.zoom)
         angles = np.radians(rng.uniform(-1, 1, 3) * settings.rotate_degrees * [0.5, 1.0, 1.0])
         turn = se3.exp(torch.from_numpy(np.r_[np.zeros(3), angles])).numpy()
         matrix = target.matrix * [[zoom], [zoom], [1]]
         matrix[:2, 2] = target.matrix[:2, 2] * zoom - (zoom - 1) * np.array(size) * rng.uniform(0.3, 0.7, 2)
-        homography = matrix @ turn[:3, :3] @ np.linalg.inv(camera.matrix)
+        turned = Camera.from_matrix(*size, matrix)
         # Reduced before it is warped: a warp alone would alias.
         half = max(1, camera.width // (2 * size[0]))
         if half > 1:
-            image = cv2.resize(image, (camera.width // half, camera.height // half), interpolation=cv2.INTER_AREA)
-            homography = homography @ np.diag([camera.width / image.shape[1], camera.height / image.shape[0], 1])
-        picture = cv2.warpPerspective(
-            np.ascontiguousarray(image), homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT,
-            borderValue=(115, 115, 115),
-        )  # fmt: skip
-        return _recolor(picture, settings.color, rng), Camera.from_matrix(*size, matrix), turn
+            reduced = camera.width // half, camera.height // half
+            image, camera = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), camera.resized(*reduced)
+        if scene.frames is not None and rng.random() < settings.novel:
+            move = np.eye(4)
+            move[:3, 3] = rng.uniform(NOVEL_LEAST, NOVEL_MOST)
+            shot = _Shot(index, image, turned, map_from_camera @ move, turn, None)
+            points = torch.from_numpy(scene.points.xyz)
+            pose = torch.from_numpy(shot.camera_from_map).float()
+            shot.surface = Surface(_surface(scene.points.xyz, pose, turned, self.visibility), turned, pose)
+            depth = dense_depth(points, scene.spacing, pose, turned)
+            before = np.linalg.inv(map_from_camera)
+            picture = render_view(image, camera, before, depth, turned, shot.camera_from_map)
+        else:
+            shot = _Shot(index, image, turned, map_from_camera, turn, None)
+            homography = matrix @ turn[:3, :3] @ np.linalg.inv(camera.matrix)
+            picture = cv2.warpPerspective(
+                image, homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=BLANK
+            )
+        shot.picture = _recolor(picture, settings.color, rng)
+        return shot
 
     def _pick(
         self, points: Tensor, camera_from_map: np.ndarray, camera: Camera, rng: np.random.Generator
@@ -308,21 +352,18 @@ class Sampler:
         index[: len(chosen)] = chosen
         return index, np.arange(self.settings.points) < len(chosen)
 
-    def _visible(self, scene: Scene, image: int, index: np.ndarray) -> np.ndarray:
-        """Which points are not hidden at the true pose: behind the opened depth of all points drawn there."""
-        camera = scene.cameras[image].resized(*network_size(scene.cameras[image], self.image_width))
-        camera_from_map = torch.from_numpy(np.linalg.inv(scene.map_from_camera[image])).float()
-        if image not in scene.surfaces:
-            scene.surfaces[image] = _surface(scene.points.xyz, camera_from_map, camera, self.visibility)
-        surface = scene.surfaces[image]
-        place = se3.apply(camera_from_map, torch.from_numpy(scene.points.xyz[index]))
-        depth = place[:, 2].clamp(min=0.1)
-        column = (place[:, 0] / depth * camera.fx + camera.cx).round().long()
-        row = (place[:, 1] / depth * camera.fy + camera.cy).round().long()
-        inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
-        limit = surface[row.clamp(0, camera.height - 1), column.clamp(0, camera.width - 1)].float()
-        slack = (self.visibility.tolerance_share * depth).clamp(min=self.visibility.tolerance_metres)
-        return (~inside | (depth <= limit + slack)).numpy()
+    def _visible(self, scene: Scene, shot: _Shot, index: np.ndarray) -> np.ndarray:
+        """Which points the image shows if they lie in it: not hidden where it was taken, nor from the novel view."""
+        if shot.index not in scene.surfaces:
+            camera = scene.cameras[shot.index].resized(*network_size(scene.cameras[shot.index], self.image_width))
+            camera_from_map = torch.from_numpy(np.linalg.inv(scene.map_from_camera[shot.index])).float()
+            surface = _surface(scene.points.xyz, camera_from_map, camera, self.visibility)
+            scene.surfaces[shot.index] = Surface(surface, camera, camera_from_map)
+        xyz = torch.from_numpy(scene.points.xyz[index])
+        shown = scene.surfaces[shot.index].shows(xyz, self.visibility)
+        if shot.surface is not None:
+            shown &= shot.surface.shows(xyz, self.visibility)
+        return shown.numpy()
 
 
 def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) -> Tensor:
@@ -340,6 +381,12 @@ def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) 
     start = torch.where(first, position, torch.zeros_like(position)).cummax(0).values
     rank = (position - start).to(order.dtype) + order[sequence] / (order.max() + 1 if len(order) else 1)
     return sequence[rank.argsort()[:count]]
+
+
+def _mirrored(camera: Camera) -> Camera:
+    matrix = camera.matrix.copy()
+    matrix[0, 2] = camera.width - 1 - camera.cx
+    return Camera.from_matrix(camera.width, camera.height, matrix)
 
 
 def _surface(xyz: np.ndarray, camera_from_map: Tensor, camera: Camera, settings: VisibilitySettings) -> Tensor:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import tempfile
+import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,7 +49,7 @@ def run_everywhere(function: Callable[..., None], device: torch.device, *argumen
         return
     with tempfile.TemporaryDirectory() as meeting:
         try:
-            multiprocessing.spawn(_process, (count, meeting, function, device, arguments), nprocs=count)
+            multiprocessing.spawn(_process, (os.getpid(), count, meeting, function, device, arguments), nprocs=count)
         except multiprocessing.ProcessExitedException:
             message = Path(meeting) / "error"
             if message.exists():
@@ -56,8 +58,15 @@ def run_everywhere(function: Callable[..., None], device: torch.device, *argumen
 
 
 def _process(
-    rank: int, count: int, meeting: str, function: Callable[..., None], device: torch.device, arguments: tuple[Any, ...]
+    rank: int,
+    parent: int,
+    count: int,
+    meeting: str,
+    function: Callable[..., None],
+    device: torch.device,
+    arguments: tuple[Any, ...],
 ) -> None:
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # the processes are all on this machine
     address = f"file://{Path(meeting) / 'rendezvous'}"
     distributed.init_process_group("gloo", init_method=address, rank=rank, world_size=count)
@@ -67,6 +76,13 @@ def _process(
         (Path(meeting) / "error").write_text(str(error))
         raise SystemExit(2) from None
     distributed.destroy_process_group()
+
+
+def _end_with(parent: int) -> None:
+    """Ends this process when its parent is gone: one that was killed cannot end its children itself."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
 
 
 def _call(function: Callable[..., None], device: torch.device, arguments: tuple[Any, ...]) -> None:

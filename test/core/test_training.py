@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
@@ -17,6 +18,7 @@ from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig, PointView
 from ep2ploc_core.pose.score_search import Box, PosePosterior, search_pose
 from ep2ploc_core.training.config import load_config
+from ep2ploc_core.training.general import train_network
 from ep2ploc_core.training.losses import LossWeights, compute_losses
 from ep2ploc_core.training.scenes import drive_scene
 from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
@@ -195,3 +197,19 @@ def test_configurations_are_checked(tmp_path: Path) -> None:
         (tmp_path / "a.yaml").write_text(content)
         with pytest.raises(InputError, match=r"a\.yaml"):
             load_config(tmp_path / "a.yaml", overrides)
+
+
+def test_a_configuration_without_recordings_trains_on_streets_that_it_makes(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "{streets: 1, street_frames: 14, schedule: {steps: 1}, network: {image_width: 256}}\n"
+    )
+    config = load_config(tmp_path / "a.yaml", [f"out={tmp_path / 'out'}"])
+    train_network(torch.device("cpu"), config)
+    made = sorted((tmp_path / "out/streets").rglob("*.jpg"))
+    assert len(made) == 14
+    before = [file.stat().st_mtime_ns for file in made]
+    train_network(torch.device("cpu"), replace(config, schedule=replace(config.schedule, steps=2)))
+    assert [file.stat().st_mtime_ns for file in made] == before
+    with safe_open(str(tmp_path / "out/network.safetensors"), framework="pt") as file:
+        assert file.metadata()["steps"] == "2"
+    assert load_network(str(tmp_path / "out/network.safetensors")).config.image_width == 256
