@@ -28,8 +28,9 @@ class LocalizerSettings:
 
     pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
     one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
-    the mean log likelihood ratio of a point's place against what the prior alone expects: below 0 the image speaks
-    against the pose. `covariance_scale` is for what the points' scores do not know of each other.
+    the mean log likelihood ratio of a point's place against what the prior alone expects, a share `unexplained` of the
+    points being thought to show nothing that the map knows: below 0 the image speaks against the pose.
+    `covariance_scale` is for what the points' scores do not know of each other.
     """
 
     radius: float = 60.0
@@ -40,6 +41,7 @@ class LocalizerSettings:
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
+    unexplained: float = 0.3
     least_score: float = 0.0
     greatest_sigma_metres: float = 0.5
     greatest_distance: float = 1.25
@@ -261,9 +263,9 @@ class Localizer:
         matches, pose = last.matches, last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
-        likelihood = pose_log_likelihood(
-            last.scores, last.view.xyz, last.view.valid, se3.inverse(last.map_from_camera)[None, None],
-            query.intrinsics, self.network.config.patch,
+        evidence = pose_log_likelihood(
+            last.scores.softened(settings.unexplained), last.view.xyz, last.view.valid,
+            se3.inverse(last.map_from_camera)[None, None], query.intrinsics, self.network.config.patch,
         )  # fmt: skip
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
         spread = passes[-2].covariance if len(passes) > 1 else last.covariance
@@ -275,7 +277,7 @@ class Localizer:
             covariance=spread.double().numpy() * settings.covariance_scale,
             num_matches=len(matches.points),
             num_inliers=int(inliers.sum()),
-            score=float(likelihood / last.scores.confidence.sum()),
+            score=float(evidence / last.scores.confidence.sum()),
             points_map=matches.points[inliers] + origin,
             pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )

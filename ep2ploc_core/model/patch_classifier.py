@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as functional
@@ -31,6 +31,19 @@ class PatchScores:
     log_posterior: Tensor
     confidence: Tensor
     query: Tensor
+
+    def softened(self, unexplained: float) -> PatchScores:
+        """The same when each point may with this probability be where only the prior knows: a network that is sure of
+        wrong places then loses no more than the logarithm of it."""
+
+        def soften(log_likelihood: Tensor) -> Tensor:
+            return (log_likelihood.exp() * (1 - unexplained) + unexplained).log()
+
+        return replace(
+            self,
+            log_likelihood=soften(self.log_likelihood),
+            log_likelihood_none=soften(self.log_likelihood_none),
+        )
 
 
 class PatchClassifier(nn.Module):

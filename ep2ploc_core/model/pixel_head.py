@@ -28,12 +28,17 @@ class PixelHead(nn.Module):
     def forward(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:
         """Log probabilities `(M, patch*patch)`, row by row, of each pixel of the patch being the point's.
 
-        query `(M, D)` of the points, patch_descriptor `(M, D)` of the patch each has chosen.
+        query `(M, D)` of the points, patch_descriptor `(M, D)` of the patch each has chosen. Always in single
+        precision: what the pixels of a patch have in common is large beside what tells them apart, which bf16 would
+        round away.
         """
-        unit = math.sqrt(query.shape[-1])  # brings the entries of unit vectors to the size that the layers expect
-        pixels = torch.relu(self.patch_in(patch_descriptor * unit)[:, None] + self.offset_in(self.encoding))
-        score = torch.einsum("mpd,md->mp", self.out(pixels), self.point_in(query * unit))
-        return (score / unit).log_softmax(-1)
+        with torch.autocast(query.device.type, enabled=False):
+            query, patch_descriptor = query.float(), patch_descriptor.float()
+            unit = math.sqrt(query.shape[-1])  # brings the entries of unit vectors to the size that the layers expect
+            pixels = torch.relu(self.patch_in(patch_descriptor * unit)[:, None] + self.offset_in(self.encoding))
+            pixels = self.out(pixels - pixels.mean(1, keepdim=True))
+            score = torch.einsum("mpd,md->mp", pixels, self.point_in(query * unit))
+            return (score / unit).log_softmax(-1)
 
 
 def positional_encoding(patch: int, frequencies: int) -> Tensor:

@@ -36,14 +36,12 @@ PROGRESS_COLUMNS = (
 
 @dataclass(frozen=True)
 class Schedule:
-    """How long and how fast. The pixel head's gradient is small and noisy: at the others' rate Adam would only carry it
-    about. `noise_start` is the share of the full start error at the beginning; it reaches 1 after
+    """How long and how fast. `noise_start` is the share of the full start error at the beginning; it reaches 1 after
     `noise_ramp` of all steps."""
 
     steps: int = 5000
     learning_rate: float = 1.0e-3
     code_learning_rate: float = 1.0e-2
-    pixel_learning_rate: float = 1.0e-4
     warmup: int = 200
     weight_decay: float = 0.02
     clip: float = 1.0
@@ -89,12 +87,7 @@ class Trainer:
 
     def __post_init__(self) -> None:
         self.network.to(self.device)
-        fine = list(self.network.pixel_head.parameters())
-        rest = [parameter for parameter in self.network.parameters() if all(parameter is not other for other in fine)]
-        groups = [
-            {"params": rest, "base": self.schedule.learning_rate},
-            {"params": fine, "base": self.schedule.pixel_learning_rate},
-        ]
+        groups = [{"params": list(self.network.parameters()), "base": self.schedule.learning_rate}]
         if self.codes is not None:
             self.codes.to(self.device)
             groups.append({
