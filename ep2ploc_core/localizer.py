@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ep2ploc_core import se3
-from ep2ploc_core.camera import Camera
+from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_over_image, start_sigma
 from ep2ploc_core.errors import InputError, MapError
 from ep2ploc_core.map.point_map import MapPoints, MapSource
@@ -28,8 +28,8 @@ class LocalizerSettings:
 
     pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
     one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
-    the mean log likelihood ratio of a point's place against what the prior alone expects, a share `unexplained` of the
-    points being thought to show nothing that the map knows: below 0 the image speaks against the pose.
+    the mean log likelihood ratio, over the points inside the image, of their places against what the prior alone
+    expects, of likelihoods raised to `score_power`: near or below 0 the image does not speak for the pose.
     `covariance_scale` is for what the points' scores do not know of each other.
     """
 
@@ -41,8 +41,8 @@ class LocalizerSettings:
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
-    unexplained: float = 0.3
-    least_score: float = 0.0
+    score_power: float = 0.5
+    least_score: float = 0.03
     greatest_sigma_metres: float = 0.5
     greatest_distance: float = 1.25
     covariance_scale: float = 4.0
@@ -263,10 +263,6 @@ class Localizer:
         matches, pose = last.matches, last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
-        evidence = pose_log_likelihood(
-            last.scores.softened(settings.unexplained), last.view.xyz, last.view.valid,
-            se3.inverse(last.map_from_camera)[None, None], query.intrinsics, self.network.config.patch,
-        )  # fmt: skip
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
         spread = passes[-2].covariance if len(passes) > 1 else last.covariance
         pose = _moved(pose, origin)
@@ -277,10 +273,22 @@ class Localizer:
             covariance=spread.double().numpy() * settings.covariance_scale,
             num_matches=len(matches.points),
             num_inliers=int(inliers.sum()),
-            score=float(evidence / last.scores.confidence.sum()),
+            score=self._score(query, last),
             points_map=matches.points[inliers] + origin,
             pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
+
+    def _score(self, query: Query, matching: Matching) -> float:
+        """How much likelier the image makes the places of the points inside it than the prior does: nats per point."""
+        camera_from_map = se3.inverse(matching.map_from_camera)[None]
+        pixels, depth = project_pinhole(query.intrinsics, se3.apply(camera_from_map, matching.view.xyz))
+        inside = (depth > 0.5) & (pixels > -0.5).all(-1)
+        inside &= (pixels[..., 0] < query.camera.width - 0.5) & (pixels[..., 1] < query.camera.height - 0.5)
+        scores = matching.scores.tempered(self.settings.score_power)
+        evidence = pose_log_likelihood(
+            scores, matching.view.xyz, inside, camera_from_map[None], query.intrinsics, self.network.config.patch
+        )
+        return float(evidence / (scores.confidence * inside).sum().clamp(min=1))
 
     def _doubt(self, found: Localization, passes: list[Matching], prior: np.ndarray) -> str:
         """Why the pose should not be believed; empty when nothing speaks against it."""

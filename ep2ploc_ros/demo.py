@@ -42,7 +42,7 @@ ISOLATED = 12
 STRETCH = 30
 REPEATS = 3
 NEAR_METRES = 8.0  # where the tables part the stretch, by the distance to the nearest image of the mapping run
-REPLAY_RATE = 0.15  # of the drive's own speed, so that two busy cores keep up with its 10 Hz
+REPLAY_RATE = 0.25  # of the drive's own speed, so that two busy cores keep up with its 10 Hz
 console = Console()
 
 

@@ -32,18 +32,14 @@ class PatchScores:
     confidence: Tensor
     query: Tensor
 
-    def softened(self, unexplained: float) -> PatchScores:
-        """The same when each point may with this probability be where only the prior knows: a network that is sure of
-        wrong places then loses no more than the logarithm of it."""
-
-        def soften(log_likelihood: Tensor) -> Tensor:
-            return (log_likelihood.exp() * (1 - unexplained) + unexplained).log()
-
-        return replace(
-            self,
-            log_likelihood=soften(self.log_likelihood),
-            log_likelihood_none=soften(self.log_likelihood_none),
-        )
+    def tempered(self, power: float) -> PatchScores:
+        """The likelihoods raised to a power below 1 and weighed against the prior anew: those of a network that trusts
+        itself less. On images unlike those it has learned from it trusts itself too much."""
+        prior = self.log_posterior[..., :-1] - self.log_likelihood.flatten(2)
+        prior_none = self.log_posterior[..., -1] - self.log_likelihood_none
+        inside, none = power * self.log_likelihood, power * self.log_likelihood_none
+        total = torch.logaddexp((inside.flatten(2) + prior).logsumexp(-1), none + prior_none)
+        return replace(self, log_likelihood=inside - total[..., None, None], log_likelihood_none=none - total)
 
 
 class PatchClassifier(nn.Module):

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.localizer import LocalizerSettings
 from ep2ploc_ros.parameters import LocalizerParameters, MapServerParameters, checked
 from ep2ploc_ros.shared_files import shared_file
 
@@ -30,6 +31,11 @@ def test_every_parameter_in_the_file_is_one_of_a_node_and_usable() -> None:
     fields = {f.name: f for kind in (MapServerParameters, LocalizerParameters) for f in dataclasses.fields(kind)}
     for name, value in given.items():
         checked(fields[name], value)
+
+
+def test_the_node_refuses_what_the_core_refuses() -> None:
+    default = next(f.default for f in dataclasses.fields(LocalizerParameters) if f.name == "least_score")
+    assert default == LocalizerSettings().least_score
 
 
 def test_rviz_shows_what_the_nodes_publish() -> None:
