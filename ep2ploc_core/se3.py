@@ -66,9 +66,11 @@ def inverse(transform: Tensor) -> Tensor:
 
 
 def apply(target_from_source: Tensor, points: Tensor) -> Tensor:
-    """Points `(..., N, 3)` in the target frame, from `(..., N, 3)` in the source frame, by `(..., 4, 4)`."""
+    """Points `(..., N, 3)` in the target frame, from `(..., N, 3)` in the source frame, by `(..., 4, 4)`. Never in the
+    half precision that autocast would choose: metres and pixels need more than its eight bits."""
     rotation, translation = target_from_source[..., :3, :3], target_from_source[..., :3, 3]
-    return points @ rotation.transpose(-1, -2) + translation[..., None, :]
+    with torch.autocast(points.device.type, enabled=False):
+        return points @ rotation.transpose(-1, -2) + translation[..., None, :]
 
 
 def perturb(map_from_camera: Tensor, tangent: Tensor) -> Tensor:

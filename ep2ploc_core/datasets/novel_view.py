@@ -17,7 +17,7 @@ from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.visibility import open_depth
 
 BLANK = (115, 115, 115)
-SCALES = (8, 4, 2, 1)  # z-buffers of these fractions of the size: the nearer points are, the wider they lie apart
+SCALES = (4, 2, 1)  # z-buffers of these fractions of the size: the nearer points are, the wider they lie apart
 NEAREST, FARTHEST = 1.0, 80.0  # metres
 
 

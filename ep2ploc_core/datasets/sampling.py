@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ep2ploc_core import se3
-from ep2ploc_core.camera import Camera
+from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.novel_view import BLANK, dense_depth, render_view
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
@@ -57,17 +57,13 @@ class Surface:
     camera: Camera
     camera_from_map: Tensor
 
-    def shows(self, xyz: Tensor, settings: VisibilitySettings) -> Tensor:
-        """Which points `(N, 3)` are not behind it `(N,)`; those outside the image are not."""
-        width, height = self.camera.width, self.camera.height
-        place = se3.apply(self.camera_from_map, xyz)
-        depth = place[:, 2].clamp(min=0.1)
-        column = (place[:, 0] / depth * self.camera.fx + self.camera.cx).round().long()
-        row = (place[:, 1] / depth * self.camera.fy + self.camera.cy).round().long()
-        inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    def hides(self, xyz: Tensor, settings: VisibilitySettings) -> Tensor:
+        """Which points `(N, 3)` lie behind it."""
+        column, row, depth, inside = _cells(xyz, self.camera_from_map, self.camera)
+        height, width = self.depth.shape
         limit = self.depth[row.clamp(0, height - 1), column.clamp(0, width - 1)].float()
         slack = (settings.tolerance_share * depth).clamp(min=settings.tolerance_metres)
-        return ~inside | (depth <= limit + slack)
+        return inside & (depth > limit + slack)
 
 
 @dataclass
@@ -129,20 +125,16 @@ def draw_start(rng: np.random.Generator, scale: float) -> np.ndarray:
 
 @dataclass
 class _Shot:
-    """An image for training: what `camera` sees at `turn` `(4, 4)` @ the inverse of `map_from_camera` `(4, 4)`; all
-    without the world's mirroring. surface: what a novel view sees first, else None."""
+    """An image for training, before the world is mirrored: what `camera` sees at `camera_from_map`, which is `turn` @
+    the inverse of `map_from_camera`, all `(4, 4)`. surface: what a novel view sees first, else None."""
 
     index: int
     picture: np.ndarray
     camera: Camera
     map_from_camera: np.ndarray
     turn: np.ndarray
+    camera_from_map: np.ndarray
     surface: Surface | None
-
-    @property
-    def camera_from_map(self) -> np.ndarray:
-        pose: np.ndarray = self.turn @ np.linalg.inv(self.map_from_camera)
-        return pose
 
 
 class Sampler:
@@ -314,29 +306,30 @@ class Sampler:
         matrix = target.matrix * [[zoom], [zoom], [1]]
         matrix[:2, 2] = target.matrix[:2, 2] * zoom - (zoom - 1) * np.array(size) * rng.uniform(0.3, 0.7, 2)
         turned = Camera.from_matrix(*size, matrix)
-        # Reduced before it is warped: a warp alone would alias.
-        half = max(1, camera.width // (2 * size[0]))
-        if half > 1:
-            reduced = camera.width // half, camera.height // half
-            image, camera = cv2.resize(image, reduced, interpolation=cv2.INTER_AREA), camera.resized(*reduced)
+        # Reduced to about the size it will have before it is warped: a warp alone would alias.
+        if camera.width > 1.5 * size[0]:
+            reduced = camera.resized(round(1.2 * size[0]), round(1.2 * size[0] * camera.height / camera.width))
+            image = cv2.resize(image, (reduced.width, reduced.height), interpolation=cv2.INTER_AREA)
+            camera = reduced
         if scene.frames is not None and rng.random() < settings.novel:
             move = np.eye(4)
             move[:3, 3] = rng.uniform(NOVEL_LEAST, NOVEL_MOST)
-            shot = _Shot(index, image, turned, map_from_camera @ move, turn, None)
-            points = torch.from_numpy(scene.points.xyz)
-            pose = torch.from_numpy(shot.camera_from_map).float()
-            shot.surface = Surface(_surface(scene.points.xyz, pose, turned, self.visibility), turned, pose)
-            depth = dense_depth(points, scene.spacing, pose, turned)
-            before = np.linalg.inv(map_from_camera)
-            picture = render_view(image, camera, before, depth, turned, shot.camera_from_map)
+            taken_camera_from_map = np.linalg.inv(map_from_camera)
+            map_from_camera = map_from_camera @ move
+            camera_from_map = turn @ np.linalg.inv(map_from_camera)
+            pose = torch.from_numpy(camera_from_map).float()
+            surface = self._surface(scene, turned, camera_from_map)
+            depth = dense_depth(torch.from_numpy(scene.points.xyz), scene.spacing, pose, turned)
+            picture = render_view(image, camera, taken_camera_from_map, depth, turned, camera_from_map)
         else:
-            shot = _Shot(index, image, turned, map_from_camera, turn, None)
+            camera_from_map = turn @ np.linalg.inv(map_from_camera)
+            surface = None
             homography = matrix @ turn[:3, :3] @ np.linalg.inv(camera.matrix)
             picture = cv2.warpPerspective(
                 image, homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=BLANK
             )
-        shot.picture = _recolor(picture, settings.color, rng)
-        return shot
+        picture = _recolor(picture, settings.color, rng)
+        return _Shot(index, picture, turned, map_from_camera, turn, camera_from_map, surface)
 
     def _pick(
         self, points: Tensor, camera_from_map: np.ndarray, camera: Camera, rng: np.random.Generator
@@ -353,17 +346,21 @@ class Sampler:
         return index, np.arange(self.settings.points) < len(chosen)
 
     def _visible(self, scene: Scene, shot: _Shot, index: np.ndarray) -> np.ndarray:
-        """Which points the image shows if they lie in it: not hidden where it was taken, nor from the novel view."""
+        """Of which points the picture can tell where they are: it shows them, or they lie outside it."""
+        xyz = torch.from_numpy(scene.points.xyz[index])
         if shot.index not in scene.surfaces:
             camera = scene.cameras[shot.index].resized(*network_size(scene.cameras[shot.index], self.image_width))
-            camera_from_map = torch.from_numpy(np.linalg.inv(scene.map_from_camera[shot.index])).float()
-            surface = _surface(scene.points.xyz, camera_from_map, camera, self.visibility)
-            scene.surfaces[shot.index] = Surface(surface, camera, camera_from_map)
-        xyz = torch.from_numpy(scene.points.xyz[index])
-        shown = scene.surfaces[shot.index].shows(xyz, self.visibility)
+            scene.surfaces[shot.index] = self._surface(scene, camera, np.linalg.inv(scene.map_from_camera[shot.index]))
+        taken = scene.surfaces[shot.index]
+        shown = _cells(xyz, taken.camera_from_map, taken.camera)[3] & ~taken.hides(xyz, self.visibility)
         if shot.surface is not None:
-            shown &= shot.surface.shows(xyz, self.visibility)
-        return shown.numpy()
+            shown &= ~shot.surface.hides(xyz, self.visibility)
+        inside = _cells(xyz, torch.from_numpy(shot.camera_from_map).float(), shot.camera)[3]
+        return (shown | ~inside).numpy()
+
+    def _surface(self, scene: Scene, camera: Camera, camera_from_map: np.ndarray) -> Surface:
+        pose = torch.from_numpy(camera_from_map).float()
+        return Surface(_opened_depth(scene.points.xyz, pose, camera, self.visibility), camera, pose)
 
 
 def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) -> Tensor:
@@ -377,10 +374,18 @@ def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) 
     sorted_key = key[sequence]
     first = torch.ones_like(sorted_key, dtype=torch.bool)
     first[1:] = sorted_key[1:] != sorted_key[:-1]
-    position = torch.arange(len(sequence))
+    position = torch.arange(len(sequence), device=pixels.device)
     start = torch.where(first, position, torch.zeros_like(position)).cummax(0).values
     rank = (position - start).to(order.dtype) + order[sequence] / (order.max() + 1 if len(order) else 1)
     return sequence[rank.argsort()[:count]]
+
+
+def _cells(xyz: Tensor, camera_from_map: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Column, row and depth of points `(N, 3)`, and which of them lie inside the image."""
+    pixels, depth = project_pinhole(camera.intrinsics_tensor(), se3.apply(camera_from_map, xyz))
+    column, row = pixels.round().long().unbind(1)
+    inside = (depth > 0.1) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+    return column, row, depth, inside
 
 
 def _mirrored(camera: Camera) -> Camera:
@@ -389,13 +394,10 @@ def _mirrored(camera: Camera) -> Camera:
     return Camera.from_matrix(camera.width, camera.height, matrix)
 
 
-def _surface(xyz: np.ndarray, camera_from_map: Tensor, camera: Camera, settings: VisibilitySettings) -> Tensor:
-    """Opened depth `(H, W)` float16 of all points from the true pose."""
-    place = se3.apply(camera_from_map, torch.from_numpy(xyz))
-    depth = place[:, 2]
-    column = (place[:, 0] / depth.clamp(min=0.1) * camera.fx + camera.cx).round().long()
-    row = (place[:, 1] / depth.clamp(min=0.1) * camera.fy + camera.cy).round().long()
-    inside = (depth > settings.nearest) & (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+def _opened_depth(xyz: np.ndarray, camera_from_map: Tensor, camera: Camera, settings: VisibilitySettings) -> Tensor:
+    """Depth `(H, W)` float16 of the first surface that all points make, opened as in IPR."""
+    column, row, depth, inside = _cells(torch.from_numpy(xyz), camera_from_map, camera)
+    inside &= depth > settings.nearest
     buffer = torch.full((camera.height * camera.width,), torch.inf)
     buffer.scatter_reduce_(0, (row * camera.width + column)[inside], depth[inside], "amin")
     grid = buffer.view(1, 1, camera.height, camera.width)

@@ -66,7 +66,8 @@ class PatchClassifier(nn.Module):
         trunk = self.trunk(torch.cat([descriptors, view], -1))
         query = functional.normalize(self.query(trunk), dim=-1) + descriptors
         flat = functional.normalize(patches, dim=1).flatten(2)
-        score = torch.einsum("bnd,bdp->bnp", query, flat) * self.log_scale.exp() * 2
+        with torch.autocast(query.device.type, enabled=False):  # differences between patches decide, not the scores
+            score = query.float() @ flat.float() * self.log_scale.exp() * 2
         none = self.none(trunk)
         logits = torch.cat([score + prior.log_patch.flatten(2), none + prior.log_none[..., None]], -1)
         total = logits.logsumexp(-1, keepdim=True)

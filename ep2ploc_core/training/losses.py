@@ -144,7 +144,8 @@ def draw_hypotheses(batch: Batch, count: int, generator: torch.Generator) -> Ten
     span = (batch.sigma[:, :1].cpu() * math.sqrt(3) / START_RANGE[0])[..., None]
     size = 0.05 ** uniform(views, rest, 1)
     wide = se3.exp((direction * size * 2 * span.clamp(min=0.1)).to(device))
-    wrong = wide @ batch.true_camera_from_map[:, None]
+    with torch.autocast(device.type, enabled=False):
+        wrong = wide @ batch.true_camera_from_map[:, None]
     return torch.cat([batch.true_camera_from_map[:, None], wrong], 1)
 
 

@@ -16,7 +16,7 @@ from ep2ploc_core.map.sources import KittiSource
 
 
 def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size: float = 0.2) -> Scene:
-    """The images of a drive in its own map (`points`, or built here from its scans)."""
+    """The images of a drive in its own map (`points` of this voxel size, or built here from its scans)."""
     drive = source.drive
     if not source.images:
         raise InputError(
@@ -29,6 +29,7 @@ def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size
         map_from_camera=np.stack([drive.map_from_camera(frame) for frame in source.images]),
         frames=np.array([frame.index for frame in source.images]),
         name=drive.path.name,
+        spacing=voxel_size,
     )
 
 
@@ -49,6 +50,7 @@ def pair_scene(directory: Path, name: str, voxel_size: float = 0.1) -> Scene:
         map_from_camera=np.linalg.inv(camera_from_lidar)[None],
         frames=None,
         name=name,
+        spacing=voxel_size,
     )
 
 

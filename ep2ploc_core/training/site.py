@@ -42,7 +42,7 @@ def adapt_to_site(
     voxels = voxelize(
         torch.from_numpy(points.xyz), torch.zeros(len(points), dtype=torch.long), network.config.point_voxel
     )
-    scene = drive_scene(KittiSource.reopen(point_map.info.source), points)
+    scene = drive_scene(KittiSource.reopen(point_map.info.source), points, point_map.info.voxel_size)
     scene.map_from_camera[:, :3, 3] -= point_map.origin
     scene.code_voxel = voxels.parent.numpy()
     sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
@@ -53,7 +53,7 @@ def adapt_to_site(
     if trainer.rank == 0:
         adapted = trainer.averaged_network()
         save_network(adapted, scratch / SITE_CHECKPOINT, {"adapted_from": checkpoint, "steps": str(trainer.step)})
-        stored = load_network(scratch / SITE_CHECKPOINT)  # as users will have it, in half precision
+        stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
         descriptors = encode_points(points, stored, trainer.averaged_codes(), scene.code_voxel)
         shutil.copyfile(scratch / SITE_CHECKPOINT, Path(map_path) / SITE_CHECKPOINT)
         point_map.store_descriptors(descriptors, stored.fingerprint)
