@@ -126,8 +126,9 @@ class Localizer:
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
         """Where the camera was when it took the image.
 
-        image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no
-        more than about 2 m and 10 degrees. Raises InputError when image and camera do not fit, MapError when the map
+        image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more
+        than START_RANGE: about 2 m to the sides and ahead and 10 degrees of yaw, 0.5 m in height, 3 degrees of pitch
+        and roll. Raises InputError when image and camera do not fit, MapError when the map
         was not encoded with this network.
         """
         begin = time.perf_counter()
@@ -279,7 +280,8 @@ class Localizer:
         )
 
     def _score(self, query: Query, matching: Matching) -> float:
-        """How much likelier the image makes the places of the points inside it than the prior does: nats per point."""
+        """How much likelier the image makes the places of the points inside it than the prior does: nats per point. A
+        pose that keeps less than a third of the points inside gets less."""
         camera_from_map = se3.inverse(matching.map_from_camera)[None]
         pixels, depth = project_pinhole(query.intrinsics, se3.apply(camera_from_map, matching.view.xyz))
         inside = (depth > 0.5) & (pixels > -0.5).all(-1)
@@ -288,7 +290,8 @@ class Localizer:
         evidence = pose_log_likelihood(
             scores, matching.view.xyz, inside, camera_from_map[None], query.intrinsics, self.network.config.patch
         )
-        return float(evidence / (scores.confidence * inside).sum().clamp(min=1))
+        weight = scores.confidence.sum()
+        return float(evidence / (scores.confidence * inside).sum().clamp(min=0.3 * weight))
 
     def _doubt(self, found: Localization, passes: list[Matching], prior: np.ndarray) -> str:
         """Why the pose should not be believed; empty when nothing speaks against it."""

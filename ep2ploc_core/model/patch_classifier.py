@@ -80,14 +80,12 @@ class PatchClassifier(nn.Module):
         )
 
 
-def view_attributes(
-    points_camera: Tensor, normals_camera: Tensor, attributes: Tensor, rays_scale: float = 1.0
-) -> Tensor:
+def view_attributes(points_camera: Tensor, normals_camera: Tensor, attributes: Tensor) -> Tensor:
     """What a point looks like from a pose: `(B, N, 10)` out of its place `(B, N, 3)` and normal `(B, N, 3)` in the
     optical frame and its map attributes `(B, N, 6)`: log depth, direction (2), normal (3), how squarely it is seen,
     intensity, planarity, height above ground."""
     depth = points_camera[..., 2:].clamp(min=0.5)
-    direction = (points_camera[..., :2] / depth).clamp(-3, 3) * rays_scale
+    direction = (points_camera[..., :2] / depth).clamp(-3, 3)
     squarely = -(functional.normalize(points_camera, dim=-1) * normals_camera).sum(-1, keepdim=True)
     intensity, planarity = attributes[..., 0:1], attributes[..., 4:5]
     height = (attributes[..., 5:6] / 4).clamp(-2, 2)

@@ -144,6 +144,7 @@ class PosePosterior:
         self.points = se3.apply(se3.inverse(guess_map_from_camera), xyz[0])  # (N, 3) in the guess's optical frame
         self.guess, self.sigma, self.box = guess_map_from_camera, sigma, box
         fx, fy, cx, cy = intrinsics[0].tolist()
+        self.column_scale, self.row_scale = fx / patch, fy / patch
         self.to_patches = torch.tensor(
             [[fx / patch, 0, (cx + 0.5) / patch - 0.5], [0, fy / patch, (cy + 0.5) / patch - 0.5], [0, 0, 1]],
             device=xyz.device, dtype=xyz.dtype,
@@ -181,9 +182,8 @@ class PosePosterior:
         corners = cell.corners(self.maps.view(-1), base)
         value = torch.where(cell.inside, cell.interpolate(corners), self.none)
         by_column, by_row = cell.slope(corners)
-        column_scale, row_scale = float(self.to_patches[0, 0]), float(self.to_patches[1, 1])
         x, y, z = camera.unbind(1)
-        by_x, by_y = by_column * column_scale / z, by_row * row_scale / z
+        by_x, by_y = by_column * self.column_scale / z, by_row * self.row_scale / z
         by_point = torch.stack([by_x, by_y, -(by_x * x + by_y * y) / z], 1)
         by_point = torch.where(cell.inside[:, None], by_point, 0)  # nothing that is divided by a depth of 0
         # The camera moves by R^T d and turns by J_r d: a point in its frame moves by -R^T d and by point x (J_r d).
@@ -253,15 +253,12 @@ class SearchResult:
     """The pose `map_from_camera` `(4, 4)`: the mean of all that are probable around the most probable one, which is
     steadier and nearer the truth than that one itself, since score maps are bumpy.
 
-    covariance `(6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes): the spread of all poses that are
-    probable within the prior, several separate ones included. log_probability (up to a constant) of the most probable
-    pose and of the start.
+    covariance `(6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes): how far off all poses that are
+    probable within the prior lie in the mean square, those around other peaks included.
     """
 
     map_from_camera: Tensor
     covariance: Tensor
-    log_probability: float
-    start_log_probability: float
 
 
 def search_pose(
@@ -296,6 +293,8 @@ def search_pose(
         better = values.gather(1, best[:, None])[:, 0] > slope.value
         hopped = torch.where(better[:, None], tries[torch.arange(len(tries), device=device), best], finalists)
         finalists, slope = _climb(posterior, hopped, settings.steps)
+    # Once more without a climb after it: no peak may be left without samples, or the covariance would not know of it.
+    everything.draw(_Gaussians.around(finalists, slope.information, settings.widths), settings.hop_samples)
 
     winner = slope.value.argmax()[None]
     near = _Samples(posterior, generator)
@@ -303,14 +302,14 @@ def search_pose(
     near.draw(around, settings.samples // len(settings.widths))
     for _ in range(settings.rounds - 1):
         near.draw(near.gaussian(), settings.samples)
-    rotation = torch.block_diag(*[posterior.guess[:3, :3]] * 2).cpu()
-    covariance = _Samples.joined(everything, near).moments()[1].cpu()
-    return SearchResult(
-        map_from_camera=posterior.poses(near.moments()[0][None])[0],
-        covariance=rotation @ covariance @ rotation.T,
-        log_probability=float(slope.value[winner]),
-        start_log_probability=float(posterior.value(torch.zeros(1, 6, device=device))),
-    )
+    mean, _ = near.moments()
+    centre, spread = _Samples.joined(everything, near).moments()
+    spread = spread + torch.outer(centre - mean, centre - mean)
+    turned = (
+        posterior.guess[:3, :3] @ _right_jacobian(-mean[None, 3:])[0]
+    )  # a left Jacobian is a right one of the inverse
+    to_map = torch.block_diag(posterior.guess[:3, :3], turned)
+    return SearchResult(map_from_camera=posterior.poses(mean[None])[0], covariance=(to_map @ spread @ to_map.T).cpu())
 
 
 @dataclass
@@ -323,7 +322,7 @@ class _Gaussians:
     @classmethod
     def around(cls, offsets: Tensor, information: Tensor, widths: tuple[float, ...]) -> _Gaussians:
         """Those of all widths around the first offset, then those around the second, ..."""
-        roots = torch.linalg.cholesky(torch.linalg.inv(information))
+        roots = torch.linalg.cholesky(torch.linalg.inv(information.double())).to(offsets)
         scale = torch.tensor(widths, device=offsets.device)[:, None, None]
         return cls(offsets.repeat_interleave(len(widths), 0), (roots[:, None] * scale).flatten(0, 1))
 

@@ -39,13 +39,12 @@ def train_network(device: torch.device, config: TrainConfig) -> None:
 
 
 def _streets(directory: Path, count: int, frames: int) -> list[Path]:
-    """Synthetic drives in `directory`, made by the first process where they are missing."""
+    """Synthetic drives in `directory`, made by the first process where they are missing or of another length."""
     seeds = range(FIRST_STREET, FIRST_STREET + count)
     if not distributed.is_initialized() or distributed.get_rank() == 0:
+        missing = [s for s in seeds if len([*(drive_path(directory, s) / "image_02/data").glob("*.jpg")]) != frames]
         with Progress(transient=True) as progress:
-            for seed in progress.track(
-                [s for s in seeds if not drive_path(directory, s).exists()], description="streets"
-            ):
+            for seed in progress.track(missing, description="streets"):
                 write_synthetic_drive(directory, frames, seed)
     if distributed.is_initialized():
         distributed.barrier()

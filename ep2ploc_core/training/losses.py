@@ -164,8 +164,6 @@ def _pixel_loss(
     view, point = usable.nonzero().unbind(1)
     step = max(1, len(view) // (count * len(usable)))
     view, point = view[::step], point[::step]
-    if not len(view):
-        return scores.query.sum() * 0
     patch = target.patch[view, point]
     descriptor = patches.flatten(2)[view, :, patch]
     log_probability = network.locate_in_patch(scores.query[view, point], descriptor)
@@ -174,7 +172,7 @@ def _pixel_loss(
     grid = torch.arange(size, device=pixels.device)
     distance = (grid - offset[:, 1:2])[:, :, None] ** 2 + (grid - offset[:, 0:1])[:, None, :] ** 2
     wanted = (-0.5 * distance).flatten(1).softmax(-1)
-    return -(wanted * log_probability).sum(-1).mean()
+    return -(wanted * log_probability).sum() / max(1, len(view))
 
 
 def _place_loss(network: EP2PLoc, features: ImageFeatures, view: PointView, batch: Batch) -> Tensor:

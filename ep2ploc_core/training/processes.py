@@ -50,7 +50,7 @@ def run_everywhere(function: Callable[..., None], device: torch.device, *argumen
     with tempfile.TemporaryDirectory() as meeting:
         try:
             multiprocessing.spawn(_process, (os.getpid(), count, meeting, function, device, arguments), nprocs=count)
-        except multiprocessing.ProcessExitedException:
+        except (multiprocessing.ProcessExitedException, multiprocessing.ProcessRaisedException):
             message = Path(meeting) / "error"
             if message.exists():
                 raise InputError(message.read_text()) from None

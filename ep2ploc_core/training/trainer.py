@@ -104,6 +104,7 @@ class Trainer:
         last_save = time.monotonic()
         writer = SummaryWriter(str(self.out / "tensorboard")) if self.rank == 0 else None
         sums: dict[str, float] = {}
+        summed = 0
         means: dict[str, float] = {}
         with Progress(*PROGRESS_COLUMNS, disable=self.rank > 0) as progress:
             task = progress.add_task("", total=self.schedule.steps, completed=self.step, note="")
@@ -112,9 +113,10 @@ class Trainer:
                 self.step += 1
                 for name, value in log.items():
                     sums[name] = sums.get(name, 0.0) + float(value)
+                summed += 1
                 if self.step % self.schedule.log_steps == 0:
-                    means = {name: value / self.schedule.log_steps for name, value in sums.items()}
-                    sums = {}
+                    means = {name: value / summed for name, value in sums.items()}
+                    sums, summed = {}, 0
                     self._log(writer, means)
                     note = f"pose {means['pose']:.2f} patch {means['patch']:.2f}"
                     progress.update(task, note=note)

@@ -47,8 +47,9 @@ def test_poses_of_a_batch_are_proper_and_starts_are_as_wrong_as_promised(scene: 
 
 def test_map_edges_stay_on_image_edges_under_augmentation(scene: Scene) -> None:
     """The grey values at the projections of the same points agree between an augmented and a plain sample."""
-    plain = SamplingSettings(images=1, group=1, starts=1, world=False, rotate_degrees=0.0, zoom=0.0, color=0.0)
-    turned = SamplingSettings(images=1, group=1, starts=1, world=False, rotate_degrees=3.0, zoom=0.15, color=0.0)
+    common = SamplingSettings(images=1, group=1, starts=1, world=False, color=0.0, novel=0.0)
+    plain = replace(common, rotate_degrees=0.0, zoom=0.0)
+    turned = replace(common, rotate_degrees=3.0, zoom=0.15)
     one_image = replace(
         scene, images=scene.images[10:11], cameras=scene.cameras[10:11], surfaces={},
         map_from_camera=scene.map_from_camera[10:11], frames=scene.frames[10:11],
@@ -72,6 +73,33 @@ def _crop_shift(batch, scene: Scene) -> torch.Tensor:
     """By how much the crop's origin was moved: the true camera's place tells."""
     centre = torch.linalg.inv(batch.true_camera_from_map[0])[:3, 3]
     return torch.from_numpy(scene.map_from_camera[0, :3, 3]).float() - centre
+
+
+def test_autocast_leaves_geometry_alone() -> None:
+    """Half precision knows a place forty metres away to a decimetre."""
+    points = torch.rand(2, 50, 3) * 40
+    poses = se3.exp(torch.randn(2, 6) * 0.1)
+    exact = se3.apply(poses, points)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(se3.apply(poses, points), exact)
+
+
+@pytest.mark.parametrize("novel", [0.0, 1.0])
+def test_blank_parts_of_the_picture_are_not_called_visible(scene: Scene, novel: float) -> None:
+    settings = SamplingSettings(images=1, group=1, starts=1, rotate_degrees=8.0, zoom=0.0, color=0.0, novel=novel)
+    blank = called_visible = 0
+    for number in range(8):
+        batch = Sampler([scene], 512, settings, seed=2).batch(number, 0.3)
+        points = batch.xyz[batch.point_of_view[0]]
+        pixels, depth = project_pinhole(batch.intrinsics[0], se3.apply(batch.true_camera_from_map[0], points))
+        inside = (depth > 1) & (pixels > 1).all(1) & (pixels < torch.tensor([510.0, 158.0])).all(1) & batch.valid[0]
+        x, y = pixels.round().long().clamp(torch.tensor([1, 1]), torch.tensor([510, 158])).unbind(1)
+        around = torch.stack([batch.images[0][:, y + dy, x + dx] for dy in (-1, 0, 1) for dx in (-1, 0, 1)])
+        grey = inside & ((around - 115 / 255).abs() < 1e-3).flatten(0, 1).all(0)
+        blank += int(grey.sum())
+        called_visible += int(batch.visible[0][grey].sum())
+    print(blank, called_visible)
+    assert blank > 50 and called_visible < 0.1 * blank
 
 
 def test_batches_leave_out_the_own_scan(scene: Scene) -> None:
