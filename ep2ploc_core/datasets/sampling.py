@@ -46,7 +46,7 @@ class SamplingSettings:
     rotate_degrees: float = 3.0
     zoom: float = 0.15
     color: float = 0.3
-    novel: float = 0.5
+    novel: float = 0.0
 
 
 @dataclass

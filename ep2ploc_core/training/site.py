@@ -24,7 +24,7 @@ from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.scenes import drive_scene
 from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
 
-SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2)
+SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2, novel=0.5)
 SITE_SCHEDULE = Schedule(steps=700, learning_rate=1e-3, warmup=50, ema=0.99, noise_start=0.6, noise_ramp=0.3)
 
 
