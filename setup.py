@@ -29,6 +29,7 @@ setup(
         "opencv-python-headless>=4.9",
         "open3d-cpu>=0.18",
         "rosbags>=0.11,<0.12",
+        "kiss-icp>=1.2",
         "safetensors>=0.4.3",
         "omegaconf>=2.3",
         "typer>=0.12",

@@ -62,7 +62,7 @@ def map_build(
     scans = KittiSource(source, poses, _held_out(hold_out))
     accumulator = VoxelAccumulator(voxel)
     with progress_bar("reading scans") as report:
-        for done, scan in enumerate(scans):
+        for done, scan in enumerate(scans.scans()):
             accumulator.add(scan)
             report(done + 1, len(scans))
     origin = np.zeros(3)

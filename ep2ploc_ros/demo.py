@@ -124,7 +124,7 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
     accumulator = VoxelAccumulator(0.2)
     with progress_bar("reading scans") as report:
-        for done, scan in enumerate(source):
+        for done, scan in enumerate(source.scans()):
             accumulator.add(scan)
             report(done + 1, len(source))
     info = MapInfo(voxel_size=0.2, source=source.describe())

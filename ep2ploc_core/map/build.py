@@ -3,24 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import open3d as o3d
 
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.posed_scan import PosedScan
 
 _AXIS_BITS = 21  # of a voxel index packed in 63 bits: +-1,000,000 voxels along each axis
-
-
-@dataclass
-class PosedScan:
-    """Points `(N, 4)` float32 in the LiDAR frame (x, y, z in metres, intensity 0..1), and where they were seen from."""
-
-    frame: int
-    points: np.ndarray
-    map_from_lidar: np.ndarray
 
 
 class VoxelAccumulator:

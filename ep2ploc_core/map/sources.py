@@ -8,7 +8,7 @@ from typing import Any
 
 from ep2ploc_core.datasets.kitti import Frame, KittiDrive
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.map.build import PosedScan
+from ep2ploc_core.map.posed_scan import PosedScan
 
 # Frames around a held-out query whose scans and whose images stay out of the map and of the adaptation to it.
 SCAN_MARGIN = 3
@@ -18,25 +18,28 @@ IMAGE_MARGIN = 2
 class KittiSource:
     """The posed scans and images of a KITTI raw drive, without those of held-out frames and their neighbours."""
 
+    has_poses = True
+
     def __init__(self, path: Path, poses: Path | None = None, hold_out: list[int] | None = None) -> None:
         self.drive = KittiDrive(path, poses)
         self.poses = poses
         self.hold_out = sorted(hold_out or [])
         posed = [frame for frame in self.drive.frames if frame.map_from_lidar is not None]
-        self.scans = [frame for frame in posed if frame.scan_path and self._far_from_queries(frame, SCAN_MARGIN)]
+        self.scan_frames = [frame for frame in posed if frame.scan_path and self._far_from_queries(frame, SCAN_MARGIN)]
         self.images = [frame for frame in posed if frame.image_path and self._far_from_queries(frame, IMAGE_MARGIN)]
-        if not self.scans:
+        if not self.scan_frames:
             raise InputError(
                 f"{path} has no scan with a pose that is not held out; give poses with --poses, or hold out less."
             )
 
     def __len__(self) -> int:
-        return len(self.scans)
+        return len(self.scan_frames)
 
-    def __iter__(self) -> Iterator[PosedScan]:
-        for frame in self.scans:
+    def scans(self, first: int = 0) -> Iterator[PosedScan]:
+        """The posed scans from number `first` on."""
+        for frame in self.scan_frames[first:]:
             assert frame.map_from_lidar is not None
-            yield PosedScan(frame.index, self.drive.read_scan(frame), frame.map_from_lidar)
+            yield PosedScan(frame.index, self.drive.read_scan(frame), frame.map_from_lidar, frame.stamp)
 
     def describe(self) -> dict[str, Any]:
         """What the map remembers of its source, enough to open it again."""

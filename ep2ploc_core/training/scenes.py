@@ -10,8 +10,9 @@ import numpy as np
 from ep2ploc_core.datasets.kitti import read_image, read_object_calibration, read_scan
 from ep2ploc_core.datasets.sampling import Scene
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.map.build import PosedScan, accumulate
+from ep2ploc_core.map.build import accumulate
 from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.posed_scan import PosedScan
 from ep2ploc_core.map.sources import KittiSource
 
 
@@ -23,7 +24,7 @@ def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size
             f"{drive.path} has no image with a pose that is not held out, so there is nothing to learn from."
         )
     return Scene(
-        points=accumulate(source, voxel_size) if points is None else points,
+        points=accumulate(source.scans(), voxel_size) if points is None else points,
         images=[drive.read_image(frame) for frame in source.images],
         cameras=[drive.camera] * len(source.images),
         map_from_camera=np.stack([drive.map_from_camera(frame) for frame in source.images]),

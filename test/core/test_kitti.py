@@ -42,10 +42,10 @@ def test_fourth_column_of_the_projection_moves_the_camera_not_its_centre() -> No
 
 def test_missing_frames_are_borne_and_held_out_ones_stay_out(drive_path: Path, tmp_path: Path) -> None:
     source = KittiSource(drive_path, hold_out=[5])
-    assert [frame.index for frame in source.scans] == [0, 1, 9, 10, 11]
+    assert [frame.index for frame in source.scan_frames] == [0, 1, 9, 10, 11]
     assert [frame.index for frame in source.images] == [0, 1, 2, 8, 9, 10, 11]
     again = KittiSource.reopen(source.describe())
-    assert [frame.index for frame in again.scans] == [0, 1, 9, 10, 11]
+    assert [frame.index for frame in again.scan_frames] == [0, 1, 9, 10, 11]
 
 
 def test_queries_carry_images_camera_and_poses(drive_path: Path, tmp_path: Path) -> None:

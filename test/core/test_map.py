@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from ep2ploc_core.errors import InputError, MapError
-from ep2ploc_core.map.build import PosedScan, accumulate, height_above_ground, surface_shape
+from ep2ploc_core.map.build import accumulate, height_above_ground, surface_shape
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
+from ep2ploc_core.map.posed_scan import PosedScan
 
 
 def scans(seed: int = 0) -> list[PosedScan]:
