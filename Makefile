@@ -2,13 +2,14 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: help setup test lint demo clean lock
+.PHONY: help setup test lint demo bench clean lock
 
 help:
 	@echo 'make setup             the environment in $(VENV), with everything installed'
 	@echo 'make test              linters and tests'
 	@echo 'make demo              map, bag, ROS 2 nodes and results, on a street that it makes itself'
 	@echo 'make demo DRIVE=dir    the same on a KITTI raw drive'
+	@echo 'make bench             how fast visibility, maps and synthetic drives are on this machine'
 	@echo 'make lint, clean, lock checks; remove what was made; pin the newest dependencies that fit'
 
 setup: $(VENV)/.package
@@ -38,6 +39,9 @@ test: lint
 
 demo: setup
 	$(VENV)/bin/ep2ploc demo $(if $(DRIVE),--drive "$(DRIVE)")
+
+bench: setup
+	@for benchmark in benchmarks/*.py; do $(VENV)/bin/python $$benchmark || exit 1; done
 
 clean:
 	rm -rf $(VENV) out build install log *.egg-info .mypy_cache .pytest_cache .ruff_cache

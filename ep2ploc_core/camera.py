@@ -5,7 +5,10 @@ Optical frame: x right, y down, z forward. Pixel (0, 0) is the centre of the top
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 
 import cv2
@@ -15,9 +18,11 @@ import yaml
 from torch import Tensor
 
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.lens import DISTORTION_MODELS, Lens, lens_of
 
-# ROS names of the lens models and how many coefficients each may carry.
-DISTORTION_MODELS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (8,), "equidistant": (4,)}
+OTHER_NAMES = {"fisheye": "equidistant"}  # what some tools call the models of ROS
+SKEW = 1e-6  # of the focal length: an intrinsic matrix is not taken for one with more than that beside its four numbers
+OUTSIDE = -10.0  # a pixel outside any image, also after interpolation
 
 
 def project_pinhole(intrinsics: Tensor, points_camera: Tensor) -> tuple[Tensor, Tensor]:
@@ -77,33 +82,34 @@ class Camera:
         """fx, fy, cx, cy in pixels, float64."""
         return np.array([self.fx, self.fy, self.cx, self.cy])
 
+    def intrinsics_tensor(self) -> Tensor:
+        """fx, fy, cx, cy as a float32 tensor `(4,)`."""
+        return torch.tensor(self.intrinsics, dtype=torch.float32)
+
+    @property
+    def lens(self) -> Lens:
+        """What bends the rays before they meet the intrinsic matrix."""
+        return lens_of(self.distortion_model, self.distortion)
+
     def project(self, points_camera: np.ndarray) -> np.ndarray:
-        """Pixels `(N, 2)` of points `(N, 3)` in the optical frame, lens distortion included (OpenCV's formulas)."""
-        points = np.ascontiguousarray(points_camera, dtype=np.float64).reshape(-1, 1, 3)
-        zero = np.zeros(3)
-        if self.distortion_model == "equidistant":
-            pixels, _ = cv2.fisheye.projectPoints(points, zero, zero, self.matrix, np.array(self.distortion))
-        else:
-            pixels, _ = cv2.projectPoints(points, zero, zero, self.matrix, np.array(self.distortion))
-        return pixels.reshape(-1, 2)
+        """Pixels `(N, 2)` of points `(N, 3)` in metres, optical frame, lens distortion included.
+
+        Pixels may lie outside the image. NaN for what the lens cannot see: points behind the camera (for an equidistant
+        lens only those beyond its greatest angle, which may be more than 90 degrees) and points so far outside that the
+        distortion polynomial turns back there (`Lens.limit`).
+        """
+        points = np.asarray(points_camera, dtype=np.float64).reshape(-1, 3)
+        return self.lens.project(points) * self.intrinsics[:2] + self.intrinsics[2:]
 
     def unproject(self, pixels: np.ndarray) -> np.ndarray:
-        """Viewing rays `(N, 3)` with z = 1 in the optical frame, of pixels `(N, 2)`, lens distortion removed."""
-        points = np.ascontiguousarray(pixels, dtype=np.float64).reshape(-1, 1, 2)
-        criteria = (cv2.TERM_CRITERIA_COUNT | cv2.TERM_CRITERIA_EPS, 100, 1e-12)
-        if self.distortion_model == "equidistant":
-            rays = cv2.fisheye.undistortPoints(points, self.matrix, np.array(self.distortion), criteria=criteria)
-        else:
-            # OpenCV 5 folded the variant that takes a stopping rule into the plain one.
-            undistort = getattr(cv2, "undistortPointsIter", None)
-            lens = (self.matrix, np.array(self.distortion))
-            if undistort is None:
-                rays = cv2.undistortPoints(points, *lens, criteria=criteria)
-            else:
-                rays = undistort(points, *lens, None, None, criteria)
-        return np.concatenate([rays.reshape(-1, 2), np.ones((len(points), 1))], axis=1)
+        """Viewing rays `(N, 3)` of length 1 in the optical frame, of pixels `(N, 2)`, lens distortion removed.
 
-    def resized(self, width: int, height: int) -> Camera:
+        Unit rays, because an equidistant lens has rays with z <= 0. NaN for pixels that no ray reaches.
+        """
+        pixels = np.asarray(pixels, dtype=np.float64).reshape(-1, 2)
+        return self.lens.unproject((pixels - self.intrinsics[2:]) / self.intrinsics[:2])
+
+    def resize(self, width: int, height: int) -> Camera:
         """The camera of the same image resized to `width` x `height`, each axis by its own scale."""
         scale_x, scale_y = width / self.width, height / self.height
         return replace(
@@ -116,38 +122,105 @@ class Camera:
             cy=(self.cy + 0.5) * scale_y - 0.5,
         )
 
+    def crop(self, x: int, y: int, width: int, height: int) -> Camera:
+        """The camera of the part `image[y : y + height, x : x + width]` of the image."""
+        if x < 0 or y < 0 or width < 1 or height < 1 or x + width > self.width or y + height > self.height:
+            raise InputError(
+                f"The region of {width}x{height} pixels at ({x}, {y}) does not lie in the camera's image of "
+                f"{self.width}x{self.height}; check the region of interest."
+            )
+        return replace(self, width=width, height=height, cx=self.cx - x, cy=self.cy - y)
+
     def undistort(self, image: np.ndarray) -> tuple[np.ndarray, Camera]:
-        """The image `(H, W[, C])` as an ideal pinhole with the same intrinsics would see it, and that pinhole."""
+        """The image `(H, W[, C])` as an ideal pinhole with the same intrinsics would see it, and that pinhole.
+
+        Black where the lens does not look.
+        """
         if image.shape[:2] != (self.height, self.width):
             raise InputError(
                 f"The image is {image.shape[1]}x{image.shape[0]} but the camera calibration is for "
                 f"{self.width}x{self.height}; give the calibration of this image size."
             )
-        if not any(self.distortion):
-            return image, replace(self, distortion_model="none", distortion=())
-        coefficients = np.array(self.distortion)
-        if self.distortion_model == "equidistant":
-            image = cv2.fisheye.undistortImage(image, self.matrix, coefficients, Knew=self.matrix)
-        else:
-            image = cv2.undistort(image, self.matrix, coefficients)
-        return image, replace(self, distortion_model="none", distortion=())
+        if self.distortion_model == "none":
+            return image, self
+        flat = cv2.remap(image, *_undistortion_maps(self), cv2.INTER_LINEAR)
+        return flat, replace(self, distortion_model="none", distortion=())
 
     @classmethod
     def from_matrix(
-        cls, width: int, height: int, k: np.ndarray, distortion_model: str = "", distortion: tuple[float, ...] = ()
+        cls,
+        width: int,
+        height: int,
+        k: np.ndarray | Sequence[float],
+        distortion_model: str = "",
+        distortion: Sequence[float] = (),
     ) -> Camera:
-        """From K `(3, 3)` or its nine numbers by row, as in a ROS CameraInfo; an empty model means no distortion."""
+        """From K `(3, 3)` or its nine numbers by row, and a lens.
+
+        Coefficients without a model are those of plumb_bob, as in ROS. No coefficients, or only zeros, are no
+        distortion; but an equidistant lens with zeros is an equidistant lens.
+        """
         k = np.asarray(k, dtype=np.float64).reshape(3, 3)
-        if not distortion_model or not any(distortion):
-            distortion_model, distortion = "none", ()
-        return cls(
-            int(width), int(height), float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2]),
-            distortion_model, tuple(float(value) for value in distortion),
-        )  # fmt: skip
+        fx, fy, cx, cy = float(k[0, 0]), float(k[1, 1]), float(k[0, 2]), float(k[1, 2])
+        rest = np.array([k[0, 1], k[1, 0], k[2, 0], k[2, 1], k[2, 2] - 1])
+        if fx > 0 and not np.abs(rest).max() <= SKEW * fx:
+            raise InputError(
+                f"The intrinsic matrix with the rows {k.tolist()} is not of the form [fx 0 cx], [0 fy cy], [0 0 1]; "
+                "calibrate without skew."
+            )
+        model = OTHER_NAMES.get(distortion_model, distortion_model) or "plumb_bob"
+        coefficients = tuple(float(value) for value in distortion)
+        if not coefficients or (model != "equidistant" and not any(coefficients)):
+            model, coefficients = "none", ()
+        return cls(int(width), int(height), fx, fy, cx, cy, model, coefficients)
+
+    @classmethod
+    def from_camera_info(
+        cls,
+        width: int,
+        height: int,
+        k: np.ndarray | Sequence[float],
+        distortion: Sequence[float] = (),
+        distortion_model: str = "",
+        p: np.ndarray | Sequence[float] = (),
+        binning: tuple[int, int] = (1, 1),
+        roi: tuple[int, int, int, int] = (0, 0, 0, 0),
+    ) -> Camera:
+        """The camera of the delivered images, from the fields of a ROS CameraInfo.
+
+        k `(3, 3)` or 9 numbers by row and p `(3, 4)` or 12 (or none) are of the full resolution width x height. The
+        images are cropped to the roi (x, y, width, height; all zeros: everything) and then binned (x, y; 0: 1).
+
+        With distortion coefficients the images are as the lens made them: K and D hold. Without, they are rectified or
+        ideal: the left part of P holds, or K where P is not filled in.
+
+        As in ROS's image_geometry, binning by b divides the principal point by b. That is exact for a camera that
+        takes every b-th pixel; for one that averages b pixels it is (b - 1) / (2 b) pixels too much.
+        """
+        projection = np.asarray(p, dtype=np.float64)
+        if not any(distortion) and np.any(projection):
+            camera = cls.from_matrix(width, height, projection.reshape(3, 4)[:, :3])
+        else:
+            camera = cls.from_matrix(width, height, k, distortion_model, distortion)
+        if any(roi):
+            camera = camera.crop(*roi)
+        step_x, step_y = max(binning[0], 1), max(binning[1], 1)
+        return replace(
+            camera,
+            width=camera.width // step_x,
+            height=camera.height // step_y,
+            fx=camera.fx / step_x,
+            fy=camera.fy / step_y,
+            cx=camera.cx / step_x,
+            cy=camera.cy / step_y,
+        )
 
     @classmethod
     def from_yaml(cls, path: Path) -> Camera:
-        """From the YAML that ROS camera_calibration writes (image_width, camera_matrix, distortion_coefficients)."""
+        """From the YAML that ROS camera_calibration writes (image_width, camera_matrix, distortion_coefficients).
+
+        Its projection_matrix is that of images rectified later: not of the images that the camera takes.
+        """
         try:
             content = yaml.safe_load(Path(path).read_text())
             return cls.from_matrix(
@@ -155,29 +228,50 @@ class Camera:
                 content["image_height"],
                 content["camera_matrix"]["data"],
                 content.get("distortion_model", ""),
-                tuple(content.get("distortion_coefficients", {}).get("data", ())),
+                content.get("distortion_coefficients", {}).get("data", ()),
             )
-        except (OSError, yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, ValueError, AttributeError) as error:
+        except InputError as error:
+            raise InputError(f"The camera file {path} cannot be used: {error}") from error
+        except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+            reason = str(error).partition("\n")[0]
             raise InputError(
-                f"The camera file {path} cannot be read ({type(error).__name__}: {str(error).splitlines()[0]}); "
+                f"The camera file {path} cannot be read ({type(error).__name__}: {reason}); "
                 "give the YAML that camera_calibration writes, or a KITTI calibration file."
             ) from error
 
     def to_yaml(self, path: Path) -> None:
-        """Writes the form that `from_yaml` reads."""
+        """Writes the form that `from_yaml` and ROS's camera_info_manager read."""
+        model, coefficients = self.distortion_model, self.distortion
+        if model == "none":
+            model, coefficients = "plumb_bob", (0.0,) * 5
+        projection = np.hstack([self.matrix, np.zeros((3, 1))])
         content = {
             "image_width": self.width,
             "image_height": self.height,
-            "camera_matrix": {"rows": 3, "cols": 3, "data": [float(value) for value in self.matrix.ravel()]},
-            "distortion_model": "plumb_bob" if self.distortion_model == "none" else self.distortion_model,
-            "distortion_coefficients": {
-                "rows": 1,
-                "cols": max(len(self.distortion), 5),
-                "data": list(self.distortion) or [0.0] * 5,
-            },
+            "camera_name": "camera",
+            "camera_matrix": _yaml_matrix(self.matrix),
+            "distortion_model": model,
+            "distortion_coefficients": _yaml_matrix(np.array([coefficients])),
+            "rectification_matrix": _yaml_matrix(np.eye(3)),
+            "projection_matrix": _yaml_matrix(projection),
         }
-        Path(path).write_text(yaml.safe_dump(content, sort_keys=False))
+        path = Path(path)
+        aside = path.with_name(f".{path.name}.tmp")
+        aside.write_text(yaml.safe_dump(content, sort_keys=False, default_flow_style=None))
+        os.replace(aside, path)
 
-    def intrinsics_tensor(self) -> Tensor:
-        """fx, fy, cx, cy as a float32 tensor `(4,)`."""
-        return torch.tensor(self.intrinsics, dtype=torch.float32)
+
+def _yaml_matrix(matrix: np.ndarray) -> dict[str, object]:
+    rows, columns = matrix.shape
+    return {"rows": rows, "cols": columns, "data": [float(value) for value in matrix.ravel()]}
+
+
+@lru_cache(maxsize=2)
+def _undistortion_maps(camera: Camera) -> tuple[np.ndarray, np.ndarray]:
+    """For `cv2.remap`: where the ideal pinhole's pixels lie in the camera's image. Kept: a video asks for the same."""
+    rows, columns = np.indices((camera.height, camera.width))
+    pinhole = replace(camera, distortion_model="none", distortion=())
+    rays = pinhole.unproject(np.stack([columns, rows], -1))
+    pixels = np.nan_to_num(camera.project(rays), nan=OUTSIDE)
+    x, y = pixels.T.astype(np.float32).reshape(2, camera.height, camera.width)
+    return cv2.convertMaps(x, y, cv2.CV_16SC2)

@@ -14,7 +14,15 @@ from typing import Annotated, Any
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
@@ -36,39 +44,65 @@ Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where the
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """A bar on stderr; yields the function to call with how much is done and how much there is."""
-    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with stage_bars() as report:
+        yield lambda done, total: report(title, done, total)
+
+
+@contextmanager
+def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
+    """Bars on stderr, one for each stage of a long work; yields the function to call with the stage, how much of it is
+    done and how much there is."""
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+               TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
-        task = progress.add_task(title, total=None)
-        yield lambda done, total: progress.update(task, completed=done, total=total)
+        tasks: dict[str, TaskID] = {}
+
+        def report(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = progress.add_task(stage)
+            progress.update(tasks[stage], completed=done, total=total)
+
+        yield report
 
 
 @map_app.command("build")
 def map_build(
-    source: Annotated[Path, typer.Argument(help="A KITTI raw drive (the directory that ends in _sync).")],
+    source: Annotated[
+        Path, typer.Argument(help="KITTI raw drive, KITTI odometry sequence, .pcd, .ply, RGB-D directory or ROS 2 bag.")
+    ],
     out: Annotated[Path, typer.Option(help="The map directory to make.")],
-    poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar, row k = frame k.")] = None,
+    poses: Annotated[
+        Path | None, typer.Option(help="Rows of 12 numbers (map_from_lidar, row k = frame k), or TUM rows by time.")
+    ] = None,
+    camera: Annotated[Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera.")] = None,
     voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
     checkpoint: Annotated[str, typer.Option(help="Weights to encode the map with; '' leaves it unencoded.")] = "edge",
     hold_out: Annotated[
         Path | None, typer.Option(help="Queries whose frames, with 3 neighbours each way, stay out of the map.")
     ] = None,
+    thin_ghosts: Annotated[bool, typer.Option(help="Remove what later scans saw through: ghosts of traffic.")] = True,
     device: Device = "auto",
 ) -> None:
     """Build a map from scans and poses, and encode it for localization."""
-    from ep2ploc_core.map.build import VoxelAccumulator
-    from ep2ploc_core.map.point_map import MapInfo, write_map
-    from ep2ploc_core.map.sources import KittiSource
+    from ep2ploc_core.map.build import BuildSettings, build_map
+    from ep2ploc_core.map.point_map import check_replaceable
+    from ep2ploc_core.map.sources import open_source, with_estimated_poses
 
-    scans = KittiSource(source, poses, _held_out(hold_out))
-    accumulator = VoxelAccumulator(voxel)
-    with progress_bar("reading scans") as report:
-        for done, scan in enumerate(scans.scans()):
-            accumulator.add(scan)
-            report(done + 1, len(scans))
-    origin = np.zeros(3)
-    info = MapInfo(voxel_size=voxel, origin=origin.tolist(), source=scans.describe())
-    point_map = write_map(out, accumulator.points(origin), info)
-    console.print(f"{out}: {len(point_map):,} points in {len(point_map.info.tiles)} tiles")
+    check_replaceable(out)  # before anything long is begun
+    held_out = _held_out(hold_out)
+    scans = open_source(source, poses, camera, held_out)
+    if not scans.has_poses:
+        console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
+        with progress_bar("finding poses") as progress:
+            everything = open_source(source, poses, camera)
+            estimated = out.with_name(out.name + ".poses.txt")
+            scans = with_estimated_poses(everything, estimated, held_out, progress)
+    with stage_bars() as report:
+        point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
+    console.print(
+        f"{out}: {len(point_map):,} points in {len(point_map.info.tiles)} tiles"
+        + (f", {point_map.info.ghosts_removed:,} ghosts of moving things removed" if thin_ghosts else "")
+    )
     if checkpoint:
         _encode(out, checkpoint, device)
 
@@ -85,20 +119,23 @@ def map_encode(
 
 @map_app.command("info")
 def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
-    """Size, extent and origin of a map, and the network that it was encoded with."""
+    """Size, extent, origin and source of a map, the network that it was encoded with, and whether it is well."""
+    from ep2ploc_core.map.health import inspect_map
     from ep2ploc_core.map.point_map import PointMap
 
     point_map = PointMap.open(map_path)
-    points = point_map.all_points()
-    low, high = points.xyz.min(0) + point_map.origin, points.xyz.max(0) + point_map.origin
+    info, report = point_map.info, inspect_map(point_map)
+    extent = "  ".join(f"{axis} {a:.1f}..{b:.1f} m" for axis, a, b in zip("xyz", report.low, report.high, strict=True))
+    network = point_map.checkpoint + (", adapted to this site" if report.adapted else "")
     table = Table(show_header=False)
-    table.add_row("points", f"{len(point_map):,} in voxels of {point_map.info.voxel_size:g} m")
-    table.add_row(
-        "extent", "  ".join(f"{axis} {a:.1f}..{b:.1f} m" for axis, a, b in zip("xyz", low, high, strict=True))
-    )
-    table.add_row("tiles", f"{len(point_map.info.tiles)} of {point_map.info.tile_size:g} m")
-    table.add_row("encoded with", point_map.checkpoint or "nothing yet: run `ep2ploc map encode`")
-    table.add_row("source", str(point_map.info.source.get("path", "unknown")))
+    table.add_row("points", f"{len(point_map):,} in voxels of {info.voxel_size:g} m")
+    table.add_row("extent", extent)
+    table.add_row("origin", "  ".join(f"{value:g}" for value in info.origin))
+    table.add_row("tiles", f"{len(info.tiles)} of {info.tile_size:g} m, {report.bytes / 1e6:.1f} MB")
+    table.add_row("ghosts removed", f"{info.ghosts_removed:,}")
+    table.add_row("encoded with", network if point_map.checkpoint else "nothing yet")
+    table.add_row("source", " ".join(str(info.source.get(key, "")) for key in ("kind", "path")).strip() or "unknown")
+    table.add_row("health", "; ".join(report.problems) or "ok")
     Console().print(table)
 
 
@@ -200,7 +237,7 @@ def train(
     from dataclasses import replace
 
     from ep2ploc_core.map.point_map import PointMap
-    from ep2ploc_core.map.sources import KittiSource
+    from ep2ploc_core.map.sources import mapping_images, reopen_source
     from ep2ploc_core.training.config import load_config
     from ep2ploc_core.training.general import train_network
     from ep2ploc_core.training.processes import choose_device, run_everywhere
@@ -209,7 +246,8 @@ def train(
     if (config is None) == (site is None):
         raise InputError("Give either a training configuration or --site MAP.")
     if site is not None:
-        KittiSource.reopen(PointMap.open(site).info.source)  # says what is wrong before processes are started
+        # Says what is wrong before processes are started.
+        mapping_images(reopen_source(PointMap.open(site).info.source))
         schedule = replace(SITE_SCHEDULE, steps=steps)
         run_everywhere(adapt_to_site, choose_device(device), site, checkpoint, schedule)
         return

@@ -175,7 +175,7 @@ class Localizer:
         image, pinhole = camera.undistort(image)
         size = network_size(pinhole, self.network.config.image_width)
         shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        small = pinhole.resized(*size)
+        small = pinhole.resize(*size)
         intrinsics = small.intrinsics_tensor()[None].to(self.device)
         tensor = torch.from_numpy(shrunk).permute(2, 0, 1)[None].float().to(self.device) / 255
         features = self.network.encode_image(tensor.contiguous(memory_format=torch.channels_last), intrinsics)
@@ -209,7 +209,9 @@ class Localizer:
         xyz = torch.from_numpy(local).to(self.device)
         camera_from_map = se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
-        visible = remove_invisible(xyz, camera_from_map, query.intrinsics[0], size, self.settings.visibility)
+        visible = remove_invisible(
+            xyz, camera_from_map, query.intrinsics, size, self.point_map.voxel_size, self.settings.visibility
+        )
         if len(visible.index) < self.settings.least_points:
             return None
         # Within an image cell the point nearest to the middle of its pixel comes first: any fixed order would do.
@@ -308,7 +310,7 @@ class Localizer:
         sigma = float(passes[0].covariance[:3, :3].trace().sqrt())
         if sigma > settings.greatest_sigma_metres:
             return f"several poses are possible, {sigma:.1f} m apart"
-        off = np.abs(se3.log(np.linalg.inv(prior) @ found.map_from_camera)) / START_RANGE
+        off = se3.log(torch.from_numpy(np.linalg.inv(prior) @ found.map_from_camera)).abs().numpy() / START_RANGE
         if off.max() > 0.98 * settings.greatest_distance:
             return "the best pose lies at the limit of what the prior pose allows"
         return ""

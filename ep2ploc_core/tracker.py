@@ -133,7 +133,7 @@ class Tracker:
         if self.state == State.LOST or not 0 < seconds <= self.settings.horizon:
             self._forget_velocity()
             return
-        measured = se3.log(np.linalg.inv(before) @ now) / seconds
+        measured = se3.log(torch.from_numpy(np.linalg.inv(before) @ now)).numpy() / seconds
         variance = self._velocity_variance + (self.settings.acceleration_sigma * seconds) ** 2
         gain = variance / (variance + 2 * (self.settings.pose_sigma / seconds) ** 2)
         self._velocity = self._velocity + gain * (measured - self._velocity)

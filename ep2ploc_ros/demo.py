@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 
 from ep2ploc_core import se3
-from ep2ploc_core.cli import progress_bar
+from ep2ploc_core.cli import progress_bar, stage_bars
 from ep2ploc_core.datasets.bag_writer import write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
@@ -26,10 +26,10 @@ from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
-from ep2ploc_core.map.build import VoxelAccumulator
+from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
-from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
-from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.map.sources import KittiSource, mapping_images, reopen_source
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.training.processes import choose_device, run_everywhere
 from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
@@ -122,13 +122,8 @@ def _synthetic(path: Path) -> Path:
 def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     assert queries.frames is not None
     source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
-    accumulator = VoxelAccumulator(0.2)
-    with progress_bar("reading scans") as report:
-        for done, scan in enumerate(source.scans()):
-            accumulator.add(scan)
-            report(done + 1, len(source))
-    info = MapInfo(voxel_size=0.2, source=source.describe())
-    point_map = write_map(path, accumulator.points(np.zeros(3)), info)
+    with stage_bars() as stages:
+        point_map = build_map(source, path, progress=stages)
     with progress_bar("encoding") as report:
         encode_map(point_map, load_network("edge"), report)
     return point_map
@@ -147,8 +142,8 @@ def _evaluate(point_map: PointMap, checkpoint: str, queries: Queries, name: str)
 
 def _distance_to_mapping(point_map: PointMap, queries: Queries) -> np.ndarray:
     """Metres `(N,)` from each query to the nearest image that the adaptation has seen."""
-    source = KittiSource.reopen(point_map.info.source)
-    mapped = np.stack([source.drive.map_from_camera(frame)[:3, 3] for frame in source.images])
+    images = mapping_images(reopen_source(point_map.info.source))
+    mapped = np.stack([image.map_from_camera[:3, 3] for image in images])
     assert queries.map_from_camera is not None
     places = queries.map_from_camera[:, :3, 3]
     distance: np.ndarray = np.linalg.norm(places[:, None] - mapped[None], axis=2).min(1)

@@ -191,7 +191,8 @@ class LocalizerNode(RunnableNode):
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
             settings = LocalizerSettings(least_score=self._settings.least_score)
-            self._localizer = Localizer(network, self._submaps.begin(network.fingerprint), device, settings)
+            submaps = self._submaps.begin(network.fingerprint, described.voxel_size)
+            self._localizer = Localizer(network, submaps, device, settings)
         except Exception as error:
             self._health.report(ERROR, f"{error}")  # stays until the map or the parameter is put right
             return

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 
 import yaml
@@ -46,6 +47,9 @@ class MapDescription:
         try:
             content = yaml.safe_load(message.data)
             content.update({name: str(content[name]) for name in ("path", "checkpoint", "checkpoint_file")})
+            content["voxel_size"] = float(content["voxel_size"])
+            if not 0 < content["voxel_size"] < math.inf:
+                raise ValueError("a voxel has a size")
             return cls(**content)
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError) as error:
+        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise InputError("The map_info message is not that of a map_server of this version.") from error

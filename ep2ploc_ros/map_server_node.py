@@ -62,11 +62,7 @@ class MapServerNode(RunnableNode):
         return ""
 
     def _load(self, point_map: PointMap) -> None:
-        points = point_map.all_points()
-        most = int(self._settings.display_points)
-        if len(points) > most:
-            points = points.select(np.linspace(0, len(points) - 1, most).astype(np.int64))
-        points.descriptors = None  # for display alone
+        points = point_map.thinned(int(self._settings.display_points))
         self._map, described = point_map, MapDescription.of(point_map)
         header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
         self._points_publisher.publish(cloud_from_points(points, header))

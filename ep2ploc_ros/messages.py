@@ -61,18 +61,12 @@ def image_to_message(image: np.ndarray, header: Header) -> Image:
 
 
 def camera_from_message(message: CameraInfo) -> Camera:
-    """The calibration of the images it comes with; raises InputError when it is not usable.
-
-    With distortion coefficients the images are as the lens made them: K and D hold. Without, they are rectified or
-    ideal: the left part of P holds, or K where P is not filled in.
-    """
-    distortion = tuple(message.d)
-    if not np.all(np.isfinite(distortion)):
-        raise InputError("The camera_info holds distortion coefficients that are not numbers; calibrate again.")
-    projection = np.array(message.p).reshape(3, 4)[:, :3]
-    rectified = not any(distortion) and np.any(projection)
-    matrix = projection if rectified else np.array(message.k).reshape(3, 3)
-    return Camera.from_matrix(message.width, message.height, matrix, message.distortion_model, distortion)
+    """The calibration of the images it comes with (`Camera.from_camera_info`); raises InputError when not usable."""
+    roi = message.roi
+    return Camera.from_camera_info(
+        message.width, message.height, message.k, message.d, message.distortion_model, message.p,
+        (message.binning_x, message.binning_y), (roi.x_offset, roi.y_offset, roi.width, roi.height),
+    )  # fmt: skip
 
 
 def pose_from_message(message: Pose) -> np.ndarray:

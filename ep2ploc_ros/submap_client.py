@@ -22,10 +22,11 @@ _ASK_AGAIN_SECONDS = 2.0
 class SubmapCache:
     """A MapSource that holds the last submap. Its coordinates are those of the ROS map frame, so its origin is zero."""
 
-    def __init__(self, checkpoint: str) -> None:
-        """checkpoint: fingerprint of the network that made the descriptors."""
+    def __init__(self, checkpoint: str, voxel_size: float) -> None:
+        """checkpoint: fingerprint of the network that made the descriptors. voxel_size: of the map, in metres."""
         self.origin = np.zeros(3)
         self.checkpoint = checkpoint
+        self.voxel_size = voxel_size
         self._centre: np.ndarray | None = None
         self._points = MapPoints.concatenate([])
 
@@ -49,16 +50,17 @@ class SubmapClient:
     """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for."""
 
     def __init__(self, node: Node, map_frame: str, refresh: float) -> None:
-        self.cache = SubmapCache("")
+        self.cache = SubmapCache("", voxel_size=0.2)
         self._map_frame = map_frame
         self._refresh = refresh
         self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
         self._asked_at = 0.0
         self._publisher = node.create_publisher(PoseStamped, "submap_request", QoSProfile(depth=2))
 
-    def begin(self, checkpoint: str) -> SubmapCache:
-        """Starts with nothing at hand, for a map encoded by the network of this fingerprint."""
-        self.cache = SubmapCache(checkpoint)
+    def begin(self, checkpoint: str, voxel_size: float) -> SubmapCache:
+        """Starts with nothing at hand, for a map with voxels of this size, encoded by the network of this
+        fingerprint."""
+        self.cache = SubmapCache(checkpoint, voxel_size)
         self._asked.clear()
         return self.cache
 

@@ -8,43 +8,24 @@ from __future__ import annotations
 
 import cv2
 import numpy as np
-import torch
-import torch.nn.functional as functional
 from torch import Tensor
 
-from ep2ploc_core import se3
-from ep2ploc_core.camera import Camera, project_pinhole
-from ep2ploc_core.visibility import open_depth
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.visibility import VisibilitySettings, surface_depth
 
 BLANK = (115, 115, 115)
-SCALES = (4, 2, 1)  # z-buffers of these fractions of the size: the nearer points are, the wider they lie apart
 NEAREST, FARTHEST = 1.0, 80.0  # metres
 
 
 def dense_depth(xyz: Tensor, spacing: float, camera_from_map: Tensor, camera: Camera) -> np.ndarray:
     """Depth in metres for every pixel `(H, W)` float32, from points `(N, 3)` about `spacing` metres apart.
 
-    Each scale takes the points whose neighbours lie that many pixels away. Pixels without any, such as the sky, take
-    the depth of the nearest pixel that has one; where nothing at all is seen, FARTHEST.
+    Pixels without a surface, such as the sky, take the depth of the nearest pixel that has one; where nothing at all is
+    seen, FARTHEST.
     """
-    intrinsics = camera.intrinsics_tensor()
-    pixels, depth = project_pinhole(intrinsics, se3.apply(camera_from_map, xyz))
-    ahead = (depth > NEAREST) & (depth < FARTHEST)
-    ahead &= (pixels[:, 0] > -0.5) & (pixels[:, 0] < camera.width - 0.5)
-    ahead &= (pixels[:, 1] > -0.5) & (pixels[:, 1] < camera.height - 0.5)
-    pixels, depth = pixels[ahead], depth[ahead]
-    gap = camera.fx * spacing / depth
-    full = torch.full((1, 1, camera.height, camera.width), torch.inf)
-    for scale, next_scale in zip(SCALES, (np.inf, *SCALES), strict=False):
-        height, width = -(-camera.height // scale), -(-camera.width // scale)
-        chosen = (gap < next_scale) & ((gap >= scale) | (scale == 1))
-        cell = ((pixels[chosen] + 0.5) / scale).floor().long()
-        buffer = torch.full((height * width,), torch.inf)
-        buffer.scatter_reduce_(0, cell[:, 1] * width + cell[:, 0], depth[chosen], "amin")
-        closed = open_depth(buffer.view(1, 1, height, width), 3)
-        grown = functional.interpolate(closed, scale_factor=float(scale), mode="nearest")
-        full = torch.minimum(full, grown[..., : camera.height, : camera.width])
-    result = full[0, 0].numpy()
+    settings = VisibilitySettings(nearest=NEAREST, farthest=FARTHEST, slope=0.0)
+    size = (camera.width, camera.height)
+    result = surface_depth(xyz, camera_from_map, camera.intrinsics_tensor(), size, spacing, settings)[0].numpy()
     empty = ~np.isfinite(result)
     if empty.all():
         return np.full_like(result, FARTHEST)

@@ -7,7 +7,7 @@ the grid of voxels. A frame's own scan and a randomly wide run of its neighbours
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -19,7 +19,7 @@ from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.novel_view import BLANK, dense_depth, render_view
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
-from ep2ploc_core.visibility import VisibilitySettings, open_depth, pooling_kernel, remove_invisible
+from ep2ploc_core.visibility import VisibilitySettings, remove_invisible, surface_depth
 
 # How far beside its image a novel view may lie, along the camera's axes (m): right, down, forward.
 NOVEL_LEAST, NOVEL_MOST = np.array([-0.8, -0.2, -1.5]), np.array([0.8, 0.2, 4.0])
@@ -62,8 +62,7 @@ class Surface:
         column, row, depth, inside = _cells(xyz, self.camera_from_map, self.camera)
         height, width = self.depth.shape
         limit = self.depth[row.clamp(0, height - 1), column.clamp(0, width - 1)].float()
-        slack = (settings.tolerance_share * depth).clamp(min=settings.tolerance_metres)
-        return inside & (depth > limit + slack)
+        return inside & (depth > settings.reach(limit))
 
 
 @dataclass
@@ -249,7 +248,7 @@ class Sampler:
             shot = shots[image]
             true = flip @ shot.camera_from_map @ np.linalg.inv(local_from_map)
             begin = flip @ shot.turn @ np.linalg.inv(local_from_map @ start)
-            picked, valid = self._pick(points, begin, cameras[image], rng)
+            picked, valid = self._pick(points, begin, cameras[image], scene.spacing, rng)
             views.append({
                 "image_of_view": np.array(image),
                 "point_of_view": picked,
@@ -299,7 +298,7 @@ class Sampler:
         settings = self.settings
         image, camera, map_from_camera = scene.images[index], scene.cameras[index], scene.map_from_camera[index]
         size = network_size(camera, self.image_width)
-        target = camera.resized(*size)
+        target = camera.resize(*size)
         zoom = 1 + rng.uniform(0, settings.zoom)
         angles = np.radians(rng.uniform(-1, 1, 3) * settings.rotate_degrees * [0.5, 1.0, 1.0])
         turn = se3.exp(torch.from_numpy(np.r_[np.zeros(3), angles])).numpy()
@@ -308,7 +307,7 @@ class Sampler:
         turned = Camera.from_matrix(*size, matrix)
         # Reduced to about the size it will have before it is warped: a warp alone would alias.
         if camera.width > 1.5 * size[0]:
-            reduced = camera.resized(round(1.2 * size[0]), round(1.2 * size[0] * camera.height / camera.width))
+            reduced = camera.resize(round(1.2 * size[0]), round(1.2 * size[0] * camera.height / camera.width))
             image = cv2.resize(image, (reduced.width, reduced.height), interpolation=cv2.INTER_AREA)
             camera = reduced
         if scene.frames is not None and rng.random() < settings.novel:
@@ -332,12 +331,17 @@ class Sampler:
         return _Shot(index, picture, turned, map_from_camera, turn, camera_from_map, surface)
 
     def _pick(
-        self, points: Tensor, camera_from_map: np.ndarray, camera: Camera, rng: np.random.Generator
+        self,
+        points: Tensor,
+        camera_from_map: np.ndarray,
+        camera: Camera,
+        spacing: float,
+        rng: np.random.Generator,
     ) -> tuple[np.ndarray, np.ndarray]:
         """Visible points from the start, evenly over the image: indices `(N,)` and which of them are no padding."""
         pose = torch.from_numpy(camera_from_map).float()
         visible = remove_invisible(
-            points, pose, camera.intrinsics_tensor(), (camera.width, camera.height), self.visibility
+            points, pose, camera.intrinsics_tensor(), (camera.width, camera.height), spacing, self.visibility
         )
         seed = torch.from_numpy(rng.random(len(visible.index)))
         chosen = visible.index[spread_over_image(visible.pixels, seed, self.settings.points)].numpy()
@@ -349,7 +353,7 @@ class Sampler:
         """Of which points the picture can tell where they are: it shows them, or they lie outside it."""
         xyz = torch.from_numpy(scene.points.xyz[index])
         if shot.index not in scene.surfaces:
-            camera = scene.cameras[shot.index].resized(*network_size(scene.cameras[shot.index], self.image_width))
+            camera = scene.cameras[shot.index].resize(*network_size(scene.cameras[shot.index], self.image_width))
             scene.surfaces[shot.index] = self._surface(scene, camera, np.linalg.inv(scene.map_from_camera[shot.index]))
         taken = scene.surfaces[shot.index]
         shown = _cells(xyz, taken.camera_from_map, taken.camera)[3] & ~taken.hides(xyz, self.visibility)
@@ -360,7 +364,11 @@ class Sampler:
 
     def _surface(self, scene: Scene, camera: Camera, camera_from_map: np.ndarray) -> Surface:
         pose = torch.from_numpy(camera_from_map).float()
-        return Surface(_opened_depth(scene.points.xyz, pose, camera, self.visibility), camera, pose)
+        depth = surface_depth(
+            torch.from_numpy(scene.points.xyz), pose, camera.intrinsics_tensor(), (camera.width, camera.height),
+            scene.spacing, replace(self.visibility, margin=0.0),
+        )  # fmt: skip
+        return Surface(depth[0].half(), camera, pose)
 
 
 def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) -> Tensor:
@@ -392,16 +400,6 @@ def _mirrored(camera: Camera) -> Camera:
     matrix = camera.matrix.copy()
     matrix[0, 2] = camera.width - 1 - camera.cx
     return Camera.from_matrix(camera.width, camera.height, matrix)
-
-
-def _opened_depth(xyz: np.ndarray, camera_from_map: Tensor, camera: Camera, settings: VisibilitySettings) -> Tensor:
-    """Depth `(H, W)` float16 of the first surface that all points make, opened as in IPR."""
-    column, row, depth, inside = _cells(torch.from_numpy(xyz), camera_from_map, camera)
-    inside &= depth > settings.nearest
-    buffer = torch.full((camera.height * camera.width,), torch.inf)
-    buffer.scatter_reduce_(0, (row * camera.width + column)[inside], depth[inside], "amin")
-    grid = buffer.view(1, 1, camera.height, camera.width)
-    return open_depth(grid, pooling_kernel(camera.width, settings))[0, 0].half()
 
 
 def _recolor(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:

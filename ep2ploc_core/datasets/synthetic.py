@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.synthetic_moving import KINDS, Traffic, write_moving
 from ep2ploc_core.datasets.synthetic_scene import Road
 from ep2ploc_core.datasets.synthetic_sensors import Exposure, Lidar, SensorRig
 from ep2ploc_core.datasets.synthetic_street import random_street
@@ -23,9 +26,10 @@ PERIOD = 0.1  # seconds from frame to frame
 STEP = 1.0  # metres from frame to frame
 BEHIND, AHEAD = 25.0, 80.0  # metres of street before the first and after the last frame
 BACKWARD_REACH = -5.0  # points with x below this are cut off, as the car's own body would hide them
-LANE = -1.6  # metres to the left of the centre line
 
-CAMERA = Camera(width=621, height=188, fx=360.77, fy=360.77, cx=304.5, cy=86.2)
+# KITTI's left colour camera (P_rect_02 of 2011_09_26: 1242 x 375, f 721.54, centre 609.56, 172.85) at 640 pixels, and
+# the last row of 193 cut off.
+CAMERA = Camera(width=640, height=192, fx=371.8, fy=371.8, cx=313.9, cy=88.8)
 # Where the camera sits in KITTI's chain: the LiDAR's axes turned, a slight misalignment, and the left colour camera's
 # own offset from the reference camera.
 REFERENCE_FROM_LIDAR = np.eye(4)
@@ -44,11 +48,14 @@ def write_synthetic_drive(
     seed: int = 0,
     progress: Callable[[int, int], None] | None = None,
     device: torch.device | str = "cpu",
+    moving: int = 0,
 ) -> Path:
     """Writes a drive along a random street and returns its directory, `out/<date>/<date>_drive_<seed>_sync`.
 
-    Frames are about one metre apart. `progress(done, frames)` is called after each. The same seed writes the same
-    street and drive; a drive of this seed that lies there already is replaced once the new one is whole.
+    Frames are about one metre apart. `progress(done, frames)` is called after each. `moving` is the number of moving
+    things (the first of `synthetic_moving.KINDS`); where they are at each frame is written into the drive too, see
+    `read_moving`. The same seed writes the same street and drive, whatever moves in it; a drive of this seed that lies
+    there already is replaced once the new one is whole.
     """
     if frames < 1 or not 0 <= seed <= 9999:
         raise InputError(
@@ -60,28 +67,27 @@ def write_synthetic_drive(
     for sensor in ("image_02", "velodyne_points"):
         (aside / sensor / "data").mkdir(parents=True)
 
-    scene = random_street(-BEHIND, frames * STEP + AHEAD, seed, device)
-    rig = SensorRig(scene, seed)
-    trajectory = drive_along(scene.road, frames, seed)
-    for index, map_from_lidar in enumerate(trajectory):
-        generator = torch.Generator().manual_seed(seed * 100_003 + index)
-        gain = 1 + 0.08 * float(torch.randn(1, generator=generator).clamp(-2, 2))
-        map_from_camera = _tensor(map_from_lidar @ np.linalg.inv(CAMERA_FROM_LIDAR), device)
-        image = rig.image(CAMERA, map_from_camera, Exposure(gain=gain), generator)
-        scan = rig.scan(Lidar(), _tensor(map_from_lidar, device), generator).cpu().numpy()
-        picture = cv2.cvtColor(image.cpu().numpy(), cv2.COLOR_RGB2BGR)
-        cv2.imwrite(str(aside / "image_02" / "data" / f"{index:010d}.jpg"), picture, [cv2.IMWRITE_JPEG_QUALITY, 93])
-        scan[scan[:, 0] > BACKWARD_REACH].astype(np.float32).tofile(
-            aside / "velodyne_points/data" / f"{index:010d}.bin"
-        )
-        if progress is not None:
-            progress(index + 1, frames)
+    # A frame's tensors are too small to be shared out (two threads on one frame take longer than one): each frame is
+    # made on one thread, and as many side by side as torch may use threads. A GPU is given one frame at a time.
+    threads = torch.get_num_threads()
+    workers = threads if torch.device(device).type == "cpu" else 1
+    torch.set_num_threads(1)
+    try:
+        recording = _Recording.of_seed(aside, frames, seed, device, moving)
+        with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            for done, _ in enumerate(pool.map(recording.write_frame, range(frames)), start=1):
+                if progress is not None:
+                    progress(done, frames)
+    finally:
+        torch.set_num_threads(threads)
     for sensor in ("image_02", "velodyne_points"):
         stamps = [START + timedelta(seconds=PERIOD * index) for index in range(frames)]
         (aside / sensor / "timestamps.txt").write_text(
             "".join(f"{stamp:%Y-%m-%d %H:%M:%S.%f}000\n" for stamp in stamps)
         )
-    np.savetxt(aside / "poses_lidar.txt", trajectory[:, :3].reshape(frames, 12), fmt="%.9g")
+    if moving:
+        write_moving(aside, KINDS[:moving], [recording.traffic.boxes(index) for index in range(frames)])
+    np.savetxt(aside / "poses_lidar.txt", recording.trajectory[:, :3].reshape(frames, 12), fmt="%.9g")
 
     _write_calibration(drive.parent)
     shutil.rmtree(drive, ignore_errors=True)
@@ -105,11 +111,45 @@ def drive_along(road: Road, frames: int, seed: int) -> np.ndarray:
     poses = np.tile(np.eye(4), (frames, 1, 1))
     for pose in poses:
         lateral, pitch, roll, yaw, height = amplitudes * np.sin(2 * np.pi * along / wavelengths + phases)
-        x, y, heading = road.pose(along, LANE + lateral)
+        x, y, heading = road.pose(along, road.lane + lateral)
         pose[:3, :3] = Rotation.from_euler("ZYX", [heading + yaw, pitch, roll]).as_matrix()
         pose[:3, 3] = [x, y, 1.73 + height]
         along += STEP * random.uniform(0.85, 1.15)
     return poses
+
+
+@dataclass(frozen=True)
+class _Recording:
+    """A street, what moves in it, and the way of the recording car: `trajectory` `(frames, 4, 4)` map_from_lidar."""
+
+    directory: Path
+    street: SensorRig
+    traffic: Traffic
+    trajectory: np.ndarray
+    seed: int
+
+    @classmethod
+    def of_seed(cls, directory: Path, frames: int, seed: int, device: torch.device | str, moving: int) -> _Recording:
+        scene = random_street(-BEHIND, frames * STEP + AHEAD, seed, device)
+        traffic = Traffic(scene, moving, frames, STEP, seed)
+        return cls(directory, SensorRig(scene, seed), traffic, drive_along(scene.road, frames, seed), seed)
+
+    def write_frame(self, index: int) -> None:
+        """Writes a frame's image and scan. They depend on its number alone, not on which frames were made before."""
+        map_from_lidar, device = self.trajectory[index], self.street.scene.sun.device
+        generator = torch.Generator().manual_seed(self.seed * 100_003 + index)
+        gain = 1 + 0.08 * float(torch.randn(1, generator=generator).clamp(-2, 2))
+        rig = self.street.joined(self.traffic.scene(index))
+        map_from_camera = _tensor(map_from_lidar @ np.linalg.inv(CAMERA_FROM_LIDAR), device)
+        image = rig.image(CAMERA, map_from_camera, Exposure(gain=gain), generator).cpu().numpy()
+        scan = rig.scan(Lidar(), _tensor(map_from_lidar, device), generator).cpu().numpy()
+        cv2.imwrite(
+            str(self.directory / "image_02" / "data" / f"{index:010d}.jpg"),
+            cv2.cvtColor(image, cv2.COLOR_RGB2BGR),
+            [cv2.IMWRITE_JPEG_QUALITY, 93],
+        )
+        ahead = scan[scan[:, 0] > BACKWARD_REACH].astype(np.float32)
+        ahead.tofile(self.directory / "velodyne_points" / "data" / f"{index:010d}.bin")
 
 
 def _tensor(pose: np.ndarray, device: torch.device | str) -> torch.Tensor:

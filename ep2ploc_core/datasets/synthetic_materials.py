@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from ep2ploc_core.datasets.synthetic_scene import KERB_LATERAL, WALK_LATERAL, Material
+from ep2ploc_core.datasets.synthetic_scene import PARKING, Material
 
 COARSE = (3.1, 1.3, 0.55)  # wavelengths of noise, metres
 FINE = (0.24, 0.1, 0.045)
@@ -49,7 +49,8 @@ class Noise:
         total = torch.zeros_like(footprint)
         for number, wavelength in enumerate(wavelengths):
             strength = (2 - 4 * footprint / wavelength).clamp(0, 1)
-            total += strength * self.smooth(uv / wavelength + 71.3 * number)
+            seen = strength.nonzero().squeeze(1)
+            total[seen] += strength[seen] * self.smooth(uv[seen] / wavelength + 71.3 * number)
         return total / len(wavelengths) ** 0.5
 
 
@@ -58,14 +59,16 @@ class Surface:
     """N places that rays have hit.
 
     uv `(N, 2)` metres along the surface (on walls and poles the second is the height above their foot; on the ground
-    x and the distance to the left of the centre line). size `(N, 2)` half length and height of the solid. side `(N,)`
-    true on upright faces. footprint `(N,)` metres. The rest as in Scene.
+    x and the distance to the left of the centre line). size `(N, 2)` half length and half height of the solid (on the
+    ground: where the road and where the pavement ends). side `(N,)` true on upright faces, front `(N,)` on those that
+    look along the solid's own x. footprint `(N,)` metres. The rest as in Scene.
     """
 
     material: Tensor
     uv: Tensor
     size: Tensor
     side: Tensor
+    front: Tensor
     footprint: Tensor
     colours: Tensor
     pattern: Tensor
@@ -78,12 +81,16 @@ def appearance(surface: Surface, noise: Noise) -> tuple[Tensor, Tensor]:
     """Colours `(N, 3)` 0..1 (as displayed, before light) and LiDAR reflectance `(N,)` 0..1 of N places."""
     colour = torch.zeros(len(surface.material), 3, device=surface.uv.device)
     reflectance = torch.zeros_like(surface.footprint)
-    for material, (texture, shine) in _TEXTURES.items():
+    for material, (texture, dark, bright) in _TEXTURES.items():
         indices = (surface.material == material).nonzero().squeeze(1)
         if len(indices):
-            part = texture(surface.select(indices), noise).clamp(0, 1)
+            selected = surface.select(indices)
+            part = texture(selected, noise).clamp(0, 1)
             colour[indices] = part
-            reflectance[indices] = shine * (0.3 + 0.7 * part.mean(1))
+            # In the infrared, things of one colour are not equally bright.
+            own = 1.0 if material == Material.GROUND else 0.7 + 0.6 * selected.pattern[:, 3]
+            shine = own * (dark + (bright - dark) * part.mean(1))
+            reflectance[indices] = torch.where(_plate(selected), 1.0, shine) if material == Material.CAR else shine
     return colour, reflectance
 
 
@@ -109,9 +116,11 @@ def _mixed(surface: Surface, noise: Noise, coarse: float = 0.5, fine: float = 0.
 def _ground(surface: Surface, noise: Noise) -> Tensor:
     uv, footprint = surface.uv, surface.footprint
     x, lateral, off = uv[:, 0], uv[:, 1], uv[:, 1].abs()
+    road_end, walk_end = surface.size.unbind(1)
+    lane = (road_end - PARKING) / 2 + 0.1
     coarse, fine = noise.fractal(uv, COARSE, footprint), noise.fractal(uv + 99, FINE, footprint)
-    grey = 0.35 + 0.08 * coarse + 0.16 * fine
-    tracks = torch.exp(-(((off - 1.7).abs() - 0.75) ** 2) / 0.08)
+    grey = 0.35 + 0.06 * coarse + 0.13 * fine
+    tracks = torch.exp(-(((off - lane).abs() - 0.75) ** 2) / 0.08)
     grey = grey - 0.035 * tracks
     # Mended patches of their own shade, and cracks where a slow noise passes through zero.
     patch = noise.cell(torch.stack([x / 3.7, lateral / 1.9 + 40], 1))
@@ -121,14 +130,14 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     road = torch.stack([grey, grey, grey * 1.03], 1)
     worn = (0.75 + 0.35 * coarse).clamp(0, 1)
     dashes = _inside(x % 9.0, 0, 3.5, footprint) * _inside(off, 0, 0.07, footprint)
-    edges = _inside(off, 2.93, 3.05, footprint)
-    place = x % PERIOD
+    edges = _inside(off, road_end - PARKING - 0.07, road_end - PARKING + 0.05, footprint)
+    place = (x + PERIOD * noise.lattice[0]) % PERIOD  # elsewhere in each street
     zebra = _inside(place, 31, 34.5, footprint) * _inside(lateral % 1.0, 0.2, 0.7, footprint)
     zebra = torch.maximum(zebra, _inside(place, 94, 97, footprint) * _inside(lateral % 0.9, 0.2, 0.65, footprint))
     stop = _inside(place, 61, 61.5, footprint) * (lateral < 0)
-    letters = (noise.cell(torch.stack([x / 0.6, lateral / 0.28 + 7], 1)) > 0.5) & (lateral < -0.6) & (lateral > -2.6)
+    letters = (noise.cell(torch.stack([x / 0.6, lateral / 0.28 + 7], 1)) > 0.5) & ((lateral + lane).abs() < 1)
     word = letters * _inside(place % 70, 15, 19, footprint)
-    marks = torch.stack([dashes, edges, zebra, stop, word]).amax(0) * (off < KERB_LATERAL)
+    marks = torch.stack([dashes, edges, zebra, stop, word]).amax(0) * (off < road_end)
     road = _paint(road, (0.86, 0.86, 0.84), marks * worn)
     # Pavement of slabs, each of its own shade, with joints; a pale kerb stone; lawns and drives behind.
     slab = torch.stack([x / 0.6, lateral / 0.4], 1)
@@ -138,7 +147,7 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     )
     shade = shade - 0.14 * joint * (0.15 / (0.15 + footprint))
     walk = torch.stack([shade * 1.03, shade, shade * 0.94], 1)
-    kerb = _inside(off, KERB_LATERAL - 0.02, KERB_LATERAL + 0.18, footprint)
+    kerb = _inside(off, road_end - 0.02, road_end + 0.18, footprint)
     stone = 0.62 + 0.1 * (noise.cell(torch.stack([x, lateral.sign() * 3 + 9], 1)) - 0.5) + 0.06 * fine
     walk = _paint(walk, stone[:, None].expand(-1, 3), kerb)
     grass = (
@@ -146,13 +155,13 @@ def _ground(surface: Surface, noise: Noise) -> Tensor:
     )
     drive = noise.cell(torch.stack([x / 4.3, lateral.sign() * 2 + 20.5], 1)) > 0.7
     garden = torch.where(drive[:, None], walk * torch.tensor([0.9, 0.82, 0.75], device=uv.device), grass)
-    colour = torch.where((off < KERB_LATERAL)[:, None], road, walk)
-    return torch.where((off < WALK_LATERAL)[:, None], colour, garden)
+    colour = torch.where((off < road_end)[:, None], road, walk)
+    return torch.where((off < walk_end)[:, None], colour, garden)
 
 
 def _facade(surface: Surface, noise: Noise) -> Tensor:
     uv, footprint, pattern = surface.uv, surface.footprint, surface.pattern
-    colour = _mixed(surface, noise)
+    colour = _mixed(surface, noise, coarse=0.3, fine=0.3)
     bricks = torch.stack([uv[:, 0] / 0.3 + 0.5 * ((uv[:, 1] / 0.11).floor() % 2), uv[:, 1] / 0.11], 1)
     mortar = 1 - _inside(bricks[:, 1] % 1, 0.1, 0.9, footprint / 0.11) * _inside(
         bricks[:, 0] % 1, 0.04, 0.96, footprint / 0.3
@@ -209,16 +218,27 @@ def _roof(surface: Surface, noise: Noise) -> Tensor:
 def _car(surface: Surface, noise: Noise) -> Tensor:
     along, height = surface.uv.unbind(1)
     colour = _mixed(surface, noise, coarse=0.2, fine=0.04)
-    flank, end = surface.side & (surface.size[:, 0] > 1.2), surface.side & (surface.size[:, 0] < 1.2)
+    flank, end = surface.side & (surface.size[:, 0] > 1.2), _end(surface)
     hub = torch.hypot(along.abs() - 0.62 * surface.size[:, 0], height - 0.2)
     gap = _inside((along - 0.25).abs() % 1.0, 0, 0.025, surface.footprint) * (height > 0.2) * flank
     colour = _paint(colour, (0.05, 0.05, 0.05), 0.7 * gap)
     colour = _paint(colour, (0.05, 0.05, 0.05), (((hub < 0.32) & flank) | ((height < 0.14) & surface.side)).float())
     colour = _paint(colour, (0.5, 0.5, 0.52), 0.8 * ((hub < 0.18) & flank))
-    plate = end & (along.abs() < 0.26) & ((height - 0.42).abs() < 0.07)
     lamp = end & ((along.abs() - 0.65).abs() < 0.17) & ((height - 0.55).abs() < 0.08)
-    colour = _paint(colour, (0.9, 0.9, 0.8), plate.float())
-    return _paint(colour, (0.75, 0.25, 0.2), lamp.float())
+    colour = _paint(colour, (0.9, 0.9, 0.8), _plate(surface).float())
+    colour = _paint(colour, (0.75, 0.2, 0.16), (lamp & ~surface.front).float())
+    return _paint(colour, (0.82, 0.84, 0.86), (lamp & surface.front).float())
+
+
+def _end(surface: Surface) -> Tensor:
+    """Which places are at the front or the back of a car."""
+    return surface.side & (surface.size[:, 0] < 1.2)
+
+
+def _plate(surface: Surface) -> Tensor:
+    """Which places are on a car's licence plate."""
+    along, height = surface.uv.unbind(1)
+    return _end(surface) & (along.abs() < 0.26) & ((height - 0.42).abs() < 0.07)
 
 
 def _glass(surface: Surface, noise: Noise) -> Tensor:
@@ -279,17 +299,23 @@ def _concrete(surface: Surface, noise: Noise) -> Tensor:
     return _mixed(surface, noise) * (1 + tone)[:, None]
 
 
-# For each material its texture, and how brightly white of this material shines in the LiDAR.
-_TEXTURES: dict[Material, tuple[Callable[[Surface, Noise], Tensor], float]] = {
-    Material.GROUND: (_ground, 0.6),
-    Material.FACADE: (_facade, 0.55),
-    Material.ROOF: (_roof, 0.5),
-    Material.CAR: (_car, 0.7),
-    Material.GLASS: (_glass, 0.15),
-    Material.METAL: (_metal, 0.8),
-    Material.SIGN: (_sign, 1.3),
-    Material.BARK: (_bark, 0.5),
-    Material.LEAVES: (_leaves, 0.9),
-    Material.FENCE: (_fence, 0.6),
-    Material.CONCRETE: (_concrete, 0.6),
+def _cloth(surface: Surface, noise: Noise) -> Tensor:
+    return _mixed(surface, noise, coarse=0.3, fine=0.25)
+
+
+# For each material its texture, and how bright black and white of this material are in the LiDAR.
+_TEXTURES: dict[Material, tuple[Callable[[Surface, Noise], Tensor], float, float]] = {
+    Material.GROUND: (_ground, 0.18, 0.6),
+    Material.FACADE: (_facade, 0.16, 0.55),
+    Material.ROOF: (_roof, 0.15, 0.5),
+    Material.CAR: (_car, 0.0, 0.7),
+    Material.GLASS: (_glass, 0.0, 0.15),
+    Material.METAL: (_metal, 0.24, 0.8),
+    Material.SIGN: (_sign, 0.4, 1.3),
+    Material.BARK: (_bark, 0.15, 0.5),
+    Material.LEAVES: (_leaves, 0.27, 0.9),
+    Material.FENCE: (_fence, 0.18, 0.6),
+    Material.CONCRETE: (_concrete, 0.18, 0.6),
+    Material.CLOTH: (_cloth, 0.18, 0.6),
+    Material.BOX: (_sign, 0.18, 0.6),
 }

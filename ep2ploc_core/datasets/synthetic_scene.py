@@ -5,29 +5,38 @@ Map frame: x along the street, y to the left, z up, metres; the road's surface i
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from enum import IntEnum
+from itertools import pairwise
 
 import numpy as np
 import torch
 from torch import Tensor
 
 FACES = 6  # half-spaces of a polytope
-KERB_LATERAL, KERB_HEIGHT = 5.0, 0.13
-WALK_LATERAL = 7.4  # where the pavement ends and the gardens begin
+KERB_HEIGHT = 0.13
+PARKING = 2.0  # width of the strip along each kerb where cars are parked, metres
 
 
 class Material(IntEnum):
     """What a surface is made of; `synthetic_materials` knows how each looks."""
 
-    GROUND, FACADE, ROOF, CAR, GLASS, METAL, SIGN, BARK, LEAVES, FENCE, CONCRETE = range(11)
+    GROUND, FACADE, ROOF, CAR, GLASS, METAL, SIGN, BARK, LEAVES, FENCE, CONCRETE, CLOTH, BOX = range(13)
 
 
 @dataclass(frozen=True)
 class Road:
-    """The centre line y(x): a sum of sines `(amplitude m, wavelength m, phase)`."""
+    """The centre line y(x): a sum of sines `(amplitude m, wavelength m, phase)`. To both sides, in metres from it, the
+    road ends at `kerb` and the pavement at `walk`, where the gardens begin."""
 
     waves: tuple[tuple[float, float, float], ...]
+    kerb: float = 5.0
+    walk: float = 7.4
+
+    @property
+    def lane(self) -> float:
+        """Where traffic keeps to the right: metres to the left of the centre line."""
+        return -(self.kerb - PARKING) / 2 - 0.1
 
     def centre(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and slope dy/dx of the centre line at x, same shape as x."""
@@ -57,11 +66,13 @@ class Scene:
     planes `(P, 6, 4)`: inside is normal . p <= offset, map frame. cylinders `(C, 5)`: x, y, radius, bottom, top.
     ellipsoids `(E, 6)`: centre, half axes along the map's axes. Of all N: centre `(N, 3)` and radius `(N,)` of a sphere
     around it; base `(N, 3)` and yaw `(N,)` of its own frame (z = 0 at its foot); half `(N, 3)` its half size; material
-    `(N,)`; colours `(N, 2, 3)` 0..1; pattern `(N, 4)`, random numbers 0..1 that its texture is drawn from.
+    `(N,)`; colours `(N, 2, 3)` 0..1; pattern `(N, 4)`, random numbers 0..1 that its texture is drawn from. sun `(3,)`
+    is the direction to the sun, and sunshine its strength, 0 (hidden by clouds) to 1 (clear).
     """
 
     road: Road
     sun: Tensor
+    sunshine: float
     planes: Tensor
     cylinders: Tensor
     ellipsoids: Tensor
@@ -76,6 +87,24 @@ class Scene:
 
     def __len__(self) -> int:
         return len(self.radius)
+
+    def joined(self, other: Scene) -> Scene:
+        """This scene with the solids of another one in it; road and sun are this one's."""
+        polytopes, cylinders, solids = len(self.planes), len(self.cylinders), len(self)
+        bounds = (0, polytopes, polytopes + cylinders, solids)
+        others = (0, len(other.planes), len(other.planes) + len(other.cylinders), len(other))
+
+        def merged(name: str) -> Tensor:
+            mine, theirs = getattr(self, name), getattr(other, name)
+            if name in ("planes", "cylinders", "ellipsoids"):
+                return torch.cat([mine, theirs])
+            kinds = zip(pairwise(bounds), pairwise(others), strict=True)
+            return torch.cat([part for (a, b), (c, d) in kinds for part in (mine[a:b], theirs[c:d])])
+
+        tensors = {
+            item.name: merged(item.name) for item in fields(self) if item.name not in ("road", "sun", "sunshine")
+        }
+        return Scene(road=self.road, sun=self.sun, sunshine=self.sunshine, **tensors)
 
 
 @dataclass
@@ -135,7 +164,13 @@ class SceneBuilder:
         base = centre - [0, 0, axes[2]]
         self.add("ellipsoid", np.concatenate([centre, axes]), base, 0.0, axes, material, colours)
 
-    def scene(self, road: Road, sun: np.ndarray, device: torch.device | str) -> Scene:
+    def extend(self, other: SceneBuilder) -> None:
+        """Takes over all solids of another builder."""
+        for kind in self.shapes:
+            self.shapes[kind] += other.shapes[kind]
+            self.attributes[kind] += other.attributes[kind]
+
+    def scene(self, road: Road, sun: np.ndarray, sunshine: float, device: torch.device | str) -> Scene:
         def tensor(values: np.ndarray) -> Tensor:
             return torch.tensor(values, dtype=torch.float32, device=device)
 
@@ -143,6 +178,7 @@ class SceneBuilder:
         return Scene(
             road=road,
             sun=tensor(sun),
+            sunshine=sunshine,
             planes=tensor(np.array(self.shapes["polytope"]).reshape(-1, FACES, 4)),
             cylinders=tensor(np.array(self.shapes["cylinder"]).reshape(-1, 5)),
             ellipsoids=tensor(np.array(self.shapes["ellipsoid"]).reshape(-1, 6)),

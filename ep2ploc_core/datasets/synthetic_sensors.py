@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,15 +16,17 @@ from ep2ploc_core.datasets.synthetic_scene import Material, Scene
 
 @dataclass(frozen=True)
 class Lidar:
-    """A spinning LiDAR: beams from `highest` to `lowest` degrees, `field` degrees around the front in steps of `step`,
-    ranges in metres; `dropouts` is the share of rays that bring nothing back."""
+    """A spinning LiDAR: blocks of evenly spaced beams `(highest, lowest, number)` in degrees, `field` degrees around
+    the front in steps of `step`, ranges in metres; `dropouts` is the share of rays that bring nothing back.
 
-    beams: int = 64
-    highest: float = 2.0
-    lowest: float = -24.9
+    By default the beams of KITTI's Velodyne HDL-64E (its manual: 32 a third of a degree apart, 32 half a degree), with
+    coarser steps than its 0.17 degrees.
+    """
+
+    blocks: tuple[tuple[float, float, int], ...] = ((2.0, -8.33, 32), (-8.83, -24.33, 32))
     field: float = 240.0
     step: float = 0.25
-    nearest: float = 2.5
+    nearest: float = 1.0
     farthest: float = 75.0
     range_noise: float = 0.02
     dropouts: float = 0.03
@@ -44,7 +47,16 @@ class SensorRig:
     def __init__(self, scene: Scene, seed: int) -> None:
         self.scene = scene
         self.noise = Noise(seed, scene.sun.device)
-        self.shadows = ShadowMap(scene, self.noise)
+        self.shadows: tuple[ShadowMap, ...] = (ShadowMap(scene, self.noise),)
+
+    def joined(self, moving: Scene) -> SensorRig:
+        """The same sensors in the same street with the solids of another scene, and their shadows, in it."""
+        if len(moving) == 0:
+            return self
+        rig = copy.copy(self)
+        rig.scene = self.scene.joined(moving)
+        rig.shadows = (*self.shadows, ShadowMap(moving, self.noise))
+        return rig
 
     def depth(self, camera: Camera, map_from_camera: Tensor) -> Tensor:
         """Depth `(height, width)` in metres along the optical axis of an ideal pinhole, inf in the sky."""
@@ -64,9 +76,14 @@ class SensorRig:
         facing = (normal * ray).sum(-1).abs() / ray.norm(dim=-1)
         footprint = distance * ray.norm(dim=-1) / camera.fx / facing.clamp(min=0.06).sqrt()
         albedo, _ = appearance(surfaces(self.scene, hits, points, footprint), self.noise)
-        sunlight = (normal @ self.scene.sun).clamp(min=0) * self.shadows.lit(points, normal)
+        sunlight = (normal @ self.scene.sun).clamp(min=0)
+        for shadow in self.shadows:
+            sunlight = sunlight * shadow.lit(points, normal)
+        shine = self.scene.sunshine
         warm, cool = albedo.new_tensor([1.0, 0.96, 0.88]), albedo.new_tensor([0.38, 0.42, 0.48])
-        light = cool * (1 + 0.25 * normal[:, 2:]) + warm * sunlight[:, None]
+        light = (1.4 - 0.75 * shine) * cool * (1 + 0.25 * normal[:, 2:]) + (0.3 + 1.2 * shine) * warm * sunlight[
+            :, None
+        ]
         haze = (1 - torch.exp(-distance / 400))[:, None]
         picture[found] = torch.lerp(albedo**2.2 * light, albedo.new_tensor([0.55, 0.6, 0.66]), haze)
 
@@ -77,9 +94,10 @@ class SensorRig:
     def scan(self, lidar: Lidar, map_from_lidar: Tensor, generator: torch.Generator) -> Tensor:
         """A scan `(N, 4)`: x forward, y left, z up in metres in the LiDAR's frame, reflectance 0..1."""
         device = map_from_lidar.device
-        elevation = torch.deg2rad(torch.linspace(lidar.highest, lidar.lowest, lidar.beams, device=device))[:, None]
+        elevation = torch.cat([torch.linspace(*block, device=device) for block in lidar.blocks]).deg2rad()[:, None]
         columns = round(lidar.field / lidar.step) // TILE * TILE
-        azimuth = torch.deg2rad((torch.arange(columns, device=device) - columns / 2) * lidar.step)
+        start = float(torch.rand(1, generator=generator)) - columns / 2  # no two turns begin at the same angle
+        azimuth = torch.deg2rad((torch.arange(columns, device=device) + start) * lidar.step)
         level = torch.stack([azimuth.cos(), azimuth.sin(), torch.zeros_like(azimuth)], -1)
         rays = elevation.cos()[..., None] * level + elevation.sin()[..., None] * level.new_tensor([0, 0, 1.0])
         directions = rays @ map_from_lidar[:3, :3].T
@@ -91,9 +109,13 @@ class SensorRig:
         surface = surfaces(self.scene, hits, points, distance * 0.003)
         _, reflectance = appearance(surface, self.noise)
         facing = (hits.normal[found] * directions[found]).sum(-1).abs()
-        wobble = torch.randn(2, len(distance), generator=generator).to(device)
-        chance = torch.rand(len(distance), generator=generator).to(device)
-        reflectance = (reflectance * (0.5 + 0.5 * facing) + 0.015 * wobble[0]).clamp(0, 0.99)
+        # Drawn for every ray, so that what stands in one ray's way changes nothing for the others.
+        wobble = torch.randn(2, *found.shape, generator=generator).to(device)[:, found]
+        chance = torch.rand(found.shape, generator=generator).to(device)[found]
+        # Each laser has its own strength, always the same, and so the ground has brighter and darker rings.
+        strength = 0.8 + 0.4 * torch.rand(len(elevation), generator=torch.Generator().manual_seed(0)).to(device)
+        strength = strength[:, None].expand(found.shape)[found]
+        reflectance = (strength * reflectance * (0.5 + 0.5 * facing) + 0.015 * wobble[0]).clamp(0, 0.99)
         measured = distance + lidar.range_noise * wobble[1]
         lost = lidar.dropouts + 0.4 * (surface.material == Material.GLASS) + 0.3 * (facing < 0.03)
         kept = (measured > lidar.nearest) & (measured < lidar.farthest) & (chance > lost)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from ep2ploc_core import se3
 
@@ -25,9 +26,9 @@ class AxisError:
 
 def axis_error(estimate: np.ndarray, truth: np.ndarray) -> AxisError:
     """Of poses map_from_camera `(4, 4)`."""
-    true_from_estimate = np.linalg.inv(truth) @ estimate
-    x, y, z, _, yaw, _ = se3.log(true_from_estimate)
-    return AxisError(float(x), float(y), float(z), float(yaw))
+    true_from_estimate = torch.from_numpy(np.linalg.inv(truth) @ estimate)
+    x, y, z, _, yaw, _ = se3.log(true_from_estimate).tolist()
+    return AxisError(x, y, z, yaw)
 
 
 def summarize(rows: list[dict[str, object]]) -> dict[str, object]:

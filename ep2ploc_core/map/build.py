@@ -1,104 +1,185 @@
-"""From scans and poses to a voxel map: one point per occupied voxel, with normal, planarity and height above ground."""
+"""From posed scans to a voxel map on disk: one point per occupied voxel, with normal, planarity and height.
+
+1. Scans are summed up per voxel. What has gathered is put aside now and then, tile by tile, together with a small image
+   of what each scan saw; the memory needed depends on the piece between two such times, not on the map.
+2. Tile by tile, the pieces are merged, and ghosts of moving things removed.
+3. Tile by tile, with a border of its neighbours, points get normals and heights, and the tile is written.
+
+A build that was stopped goes on from the last finished piece or tile when the same command is given again.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import errno
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
-import open3d as o3d
 
 from ep2ploc_core.errors import MapError
-from ep2ploc_core.map.point_map import MapPoints
-from ep2ploc_core.map.posed_scan import PosedScan
+from ep2ploc_core.map.build_directory import BuildDirectory
+from ep2ploc_core.map.ghosts import GhostDetector, RangeImage
+from ep2ploc_core.map.point_map import MapInfo, MapPoints, PointMap, check_replaceable, put_in_place
+from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
+from ep2ploc_core.map.surface import GROUND_CELL, height_above_ground, surface_shape
+from ep2ploc_core.map.voxel_grid import VoxelGrid, voxel_positions
 
-_AXIS_BITS = 21  # of a voxel index packed in 63 bits: +-1,000,000 voxels along each axis
-
-
-class VoxelAccumulator:
-    """Averages all points that fall into one voxel; memory grows with the map, not with the number of scans."""
-
-    def __init__(self, voxel_size: float) -> None:
-        self.voxel_size = voxel_size
-        self._keys = np.zeros(0, np.int64)
-        self._sums = np.zeros((0, 8))  # count, x, y, z, intensity, viewpoint x, y, z
-        self._seen = np.zeros((0, 2), np.uint16)
-
-    def add(self, scan: PosedScan) -> None:
-        """Adds one scan."""
-        rotation, origin = scan.map_from_lidar[:3, :3], scan.map_from_lidar[:3, 3]
-        xyz = scan.points[:, :3].astype(np.float64) @ rotation.T + origin
-        rows = np.concatenate(
-            [np.ones((len(xyz), 1)), xyz, scan.points[:, 3:4], np.broadcast_to(origin, xyz.shape)], axis=1
-        )
-        seen = np.full((len(xyz), 2), min(scan.frame, np.iinfo(np.uint16).max), np.uint16)
-        self._merge(pack_voxels(np.floor(xyz / self.voxel_size).astype(np.int64)), rows, seen)
-
-    def _merge(self, keys: np.ndarray, sums: np.ndarray, seen: np.ndarray) -> None:
-        keys = np.concatenate([self._keys, keys])
-        order = np.argsort(keys, kind="stable")
-        keys = keys[order]
-        first = np.flatnonzero(np.r_[True, keys[1:] != keys[:-1]]) if len(keys) else np.zeros(0, np.int64)
-        self._keys = keys[first]
-        if len(first):
-            self._sums = np.add.reduceat(np.concatenate([self._sums, sums])[order], first)
-            seen = np.concatenate([self._seen, seen])[order]
-            self._seen = np.stack(
-                [np.minimum.reduceat(seen[:, 0], first), np.maximum.reduceat(seen[:, 1], first)], axis=1
-            )
-
-    def points(self, origin: np.ndarray) -> MapPoints:
-        """The map's points relative to `origin` `(3,)`; raises MapError when there is none."""
-        if not len(self._keys):
-            raise MapError("The scans hold no points at all, so there is no map to build.")
-        count = self._sums[:, :1]
-        xyz = self._sums[:, 1:4] / count - origin
-        viewpoint = self._sums[:, 5:8] / count - origin
-        intensity = self._sums[:, 4:5] / count
-        normals, planarity = surface_shape(xyz, viewpoint, radius=3 * self.voxel_size)
-        height = height_above_ground(xyz)
-        attributes = np.concatenate([intensity, normals, planarity[:, None], height[:, None]], axis=1)
-        return MapPoints(xyz.astype(np.float32), attributes.astype(np.float32), self._seen.copy())
+Z_UP = (0.0, 0.0, 1.0)
+_PIECE_ROWS = 1_500_000  # voxels in memory before they are put aside
+_PIECE_SCANS = 200
+_NORMAL_VOXELS = 3  # radius of the neighbourhood that a normal comes from
+_FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
-def accumulate(scans: Iterable[PosedScan], voxel_size: float, origin: np.ndarray | None = None) -> MapPoints:
-    """One point per voxel of `voxel_size` metres out of all scans."""
-    accumulator = VoxelAccumulator(voxel_size)
-    for scan in scans:
-        accumulator.add(scan)
-    return accumulator.points(np.zeros(3) if origin is None else origin)
+@dataclass(frozen=True)
+class BuildSettings:
+    """Edges of voxels and tiles in metres, and whether ghosts of moving things are removed."""
+
+    voxel_size: float = 0.2
+    tile_size: float = 20.0
+    thin_ghosts: bool = True
 
 
-def pack_voxels(voxels: np.ndarray) -> np.ndarray:
-    """Voxel indices `(N, 3)` int64 as one int64 each, `(N,)`; sorting them sorts by x, then y, then z."""
-    shifted = voxels + (1 << (_AXIS_BITS - 1))
-    return (shifted[:, 0] << (2 * _AXIS_BITS)) | (shifted[:, 1] << _AXIS_BITS) | shifted[:, 2]
+def build_map(
+    source: ScanSource,
+    out: Path,
+    settings: BuildSettings = BuildSettings(),
+    progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> PointMap:
+    """Builds the map directory `out` from a source with poses; an old map there is replaced once the new one is whole.
 
-
-def surface_shape(xyz: np.ndarray, viewpoint: np.ndarray, radius: float) -> tuple[np.ndarray, np.ndarray]:
-    """Unit normals `(N, 3)`, turned towards the viewpoints `(N, 3)`, and planarity `(N,)` (0 line or blob, 1 plane).
-
-    Both from the covariance of up to 20 neighbours within `radius` metres; a lone point gets the direction to its
-    viewpoint and planarity 0.
+    What is half done lies in `out`.building. progress: called with the stage's name, how much of it is done, of how
+    much. Raises MapError when there is not a single point, when `out` is something else than a map, and when the disk
+    is full (what is done is kept); InputError when the source cannot be read.
     """
-    cloud = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(xyz))
-    cloud.estimate_covariances(o3d.geometry.KDTreeSearchParamHybrid(radius=radius, max_nn=20))
-    values, vectors = np.linalg.eigh(np.asarray(cloud.covariances))
-    root = np.sqrt(values.clip(0))
-    planarity = (root[:, 1] - root[:, 0]) / np.maximum(root[:, 2], 1e-9)
-    towards = viewpoint - xyz
-    towards /= np.maximum(np.linalg.norm(towards, axis=1, keepdims=True), 1e-9)
-    lone = (values[:, 2] <= 0) | (np.abs(values[:, 2] - values[:, 0]) < 1e-12)  # open3d gives the identity there
-    normals = np.where(lone[:, None], towards, vectors[:, :, 0])
-    normals *= np.where((normals * towards).sum(1, keepdims=True) < 0, -1.0, 1.0)
-    return normals, np.where(lone, 0.0, planarity.clip(0, 1))
+    out = Path(out)
+    check_replaceable(out)
+    work = BuildDirectory(
+        out.with_name(out.name + ".building"), {"settings": asdict(settings), "source": source.describe()}
+    )
+    try:
+        if not work.is_whole():
+            _gather(source, work, settings, progress)
+            _merge(work, settings, progress)
+            info = _finish(work, source, settings, progress)
+            work.complete(info)
+        put_in_place(work.path, out)
+    except OSError as error:
+        if error.errno not in _FULL_DISK:
+            raise
+        raise MapError(
+            f"The disk is full; what is done of the map is kept in {work.path}: make room and give the same command "
+            "again, or remove it."
+        ) from error
+    work.forget(out)
+    return PointMap.open(out)
 
 
-def height_above_ground(xyz: np.ndarray, cell: float = 2.0) -> np.ndarray:
-    """Metres `(N,)` above the lowest point within one cell of `cell` metres around, z up."""
-    index = np.floor(xyz[:, :2] / cell).astype(np.int64)
-    index -= index.min(0)
-    lowest = np.full(index.max(0) + 3, np.inf)
-    np.minimum.at(lowest, tuple((index + 1).T), xyz[:, 2])
-    shifts = [(dx, dy) for dx in range(3) for dy in range(3)]
-    around = np.min([lowest[tuple((index + shift).T)] for shift in shifts], axis=0)
-    return xyz[:, 2] - around
+def accumulate(scans: Iterable[PosedScan], voxel_size: float, up: tuple[float, float, float] = Z_UP) -> MapPoints:
+    """One point per voxel of `voxel_size` metres out of all scans, in memory, in the scans' own map frame, ghosts
+    included. Raises MapError when there is not a single point."""
+    grid = VoxelGrid(voxel_size, np.zeros(3))
+    for scan in scans:
+        grid.add(scan)
+    voxels = grid.voxels()
+    if not len(voxels):
+        raise MapError("The scans hold no points at all, so there is no map to build.")
+    return _points(voxels, voxels[:0], voxel_size, up)
+
+
+def _gather(
+    source: ScanSource, work: BuildDirectory, settings: BuildSettings, progress: Callable[[str, int, int], None]
+) -> None:
+    grid, images = VoxelGrid(settings.voxel_size, work.origin), []
+    for number, scan in enumerate(source.scans(work.scans_done), work.scans_done + 1):
+        if number == 1:
+            # Whole kilometres: small maps keep their coordinates, and float32 is fine to a millimetre in all others.
+            work.origin = grid.origin = np.round(scan.map_from_lidar[:3, 3] / 1000) * 1000 + 0.0
+        grid.add(scan)
+        if settings.thin_ghosts and scan.viewpoints is None:
+            pose = np.linalg.inv(scan.map_from_lidar)
+            pose[:3, 3] += pose[:3, :3] @ work.origin
+            images.append(RangeImage.of_scan(scan.points, pose))
+        if len(grid) > _PIECE_ROWS or number - work.scans_done >= _PIECE_SCANS or number == len(source):
+            work.put_aside(grid.voxels(), images, number, settings.voxel_size, settings.tile_size)
+            grid.clear()
+            images.clear()
+        progress("reading scans", number, len(source))
+
+
+def _merge(work: BuildDirectory, settings: BuildSettings, progress: Callable[[str, int, int], None]) -> None:
+    pieces = work.pieces()
+    tiles = sorted({tile for piece in pieces for tile in piece.tiles})
+    detector = GhostDetector(settings.voxel_size)
+    places = np.concatenate([piece.places() for piece in pieces]) if pieces else np.zeros((0, 3))
+    looks = [(piece, number) for piece in pieces for number in range(len(piece.looks))]
+    for done, tile in enumerate(tiles):
+        if not work.has_merged(tile):
+            voxels = work.merge_pieces(pieces, tile)
+            low = np.array(tile) * settings.tile_size
+            chosen = detector.choose(places, low, low + settings.tile_size)
+            images = [piece.range_image(number) for piece, number in (looks[index] for index in chosen)]
+            ghosts = detector.ghosts(voxel_positions(voxels, settings.voxel_size), images)
+            work.keep_merged(tile, voxels[~ghosts], int(ghosts.sum()))
+        progress("merging", done + 1, len(tiles))
+
+
+def _finish(
+    work: BuildDirectory, source: ScanSource, settings: BuildSettings, progress: Callable[[str, int, int], None]
+) -> MapInfo:
+    tiles = work.merged_tiles()
+    description = source.describe()
+    up = description.get("up", Z_UP)
+    border = max(_NORMAL_VOXELS * settings.voxel_size, 3 * GROUND_CELL)
+    counts: dict[str, int] = {}
+    for done, (tile, own) in enumerate(tiles.items()):
+        name = f"{tile[0]}_{tile[1]}"
+        if own and not work.has_tile(name):
+            low = np.array(tile) * settings.tile_size
+            around = [
+                _within(work.merged(near), settings.voxel_size, low - border, low + settings.tile_size + border)
+                for near in ((tile[0] + dx, tile[1] + dy) for dx in (-1, 0, 1) for dy in (-1, 0, 1))
+                if near != tile and near in tiles
+            ]
+            voxels = work.merged(tile)
+            points = _points(voxels, np.concatenate([*around, voxels[:0]]), settings.voxel_size, up)
+            work.write_tile(name, points.to_structured())
+        if own:
+            counts[name] = own
+        progress("writing tiles", done + 1, len(tiles))
+    if not counts:
+        raise MapError("The scans hold no points at all, so there is no map to build.")
+    return MapInfo(
+        voxel_size=settings.voxel_size,
+        tile_size=settings.tile_size,
+        origin=work.origin.tolist(),
+        up=[float(part) for part in up],
+        num_points=sum(counts.values()),
+        tiles=list(counts),
+        ghosts_removed=work.ghosts_removed(),
+        source=description,
+    )
+
+
+def _within(voxels: np.ndarray, voxel_size: float, low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    place = voxel_positions(voxels, voxel_size)[:, :2]
+    return voxels[((place > low) & (place < high)).all(1)]
+
+
+def _points(voxels: np.ndarray, border: np.ndarray, voxel_size: float, up: tuple[float, float, float]) -> MapPoints:
+    """The map's points of `voxels`; the voxels of `border` count in what is around them."""
+    own = len(voxels)
+    every = np.concatenate([voxels, border])
+    xyz = voxel_positions(every, voxel_size)
+    height = height_above_ground(xyz, np.asarray(up, np.float64))[:own]
+    radius = _NORMAL_VOXELS * voxel_size
+    near = np.flatnonzero(((xyz > xyz[:own].min(0) - radius) & (xyz < xyz[:own].max(0) + radius)).all(1))
+    normals, planarity = surface_shape(xyz[near], every["viewpoint"][near].astype(np.float64), radius)
+    attributes = np.empty((own, 6), np.float32)
+    attributes[:, 0] = voxels["intensity"]
+    attributes[:, 1:4] = normals[:own]
+    attributes[:, 4] = planarity[:own]
+    attributes[:, 5] = height
+    seen = np.stack([voxels["first_seen"], voxels["last_seen"]], axis=1)
+    return MapPoints(xyz[:own].astype(np.float32), attributes, seen)

@@ -13,7 +13,8 @@ from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.model.voxels import voxelize
 
 # Blocks are encoded one after the other, each with a border wider than a point's descriptor looks (under 8 m), so the
-# descriptors are those of the map encoded in one piece. Both are whole voxels of the coarsest level.
+# descriptors are those of the map encoded in one piece: voxels are counted from a corner that is a whole number of
+# voxels of the coarsest level away.
 BLOCK_METRES = 96.0
 BORDER_METRES = 16.0
 
@@ -21,45 +22,60 @@ BORDER_METRES = 16.0
 def encode_map(
     point_map: PointMap, network: EP2PLoc, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Stores the descriptors of every point, and the network's fingerprint, in the map."""
-    points = point_map.all_points()
-    point_map.store_descriptors(encode_points(points, network, progress=progress), network.fingerprint)
+    """Stores the descriptors of every point, and the network's fingerprint, in the map.
+
+    Block by block, so that the map need not fit into memory; what was stopped goes on where it was.
+    """
+    size = point_map.info.tile_size
+    blocks: dict[tuple[int, int], list[str]] = {}
+    for name in point_map.info.tiles:
+        x, y = (int(np.floor(int(part) * size / BLOCK_METRES)) for part in name.split("_"))
+        blocks.setdefault((x, y), []).append(name)
+    for done, names in enumerate(blocks.values()):
+        if not all(point_map.has_tile_descriptors(name, network.fingerprint) for name in names):
+            corners = np.array([name.split("_") for name in names], np.float64) * size
+            low, high = corners.min(0) - BORDER_METRES, corners.max(0) + size + BORDER_METRES
+            own = [point_map.tile(name) for name in names]
+            border = [point_map.tile(name) for name in point_map.tiles_within(low, high) if name not in names]
+            border = [tile.select(((tile.xyz[:, :2] > low) & (tile.xyz[:, :2] < high)).all(1)) for tile in border]
+            descriptors = _encode_block(MapPoints.concatenate([*own, *border]), network)
+            ends = np.cumsum([len(tile) for tile in own])
+            for name, part in zip(names, np.split(descriptors, ends)[:-1], strict=True):
+                point_map.store_tile_descriptors(name, part, network.fingerprint)
+        progress(done + 1, len(blocks))
+    point_map.use_descriptors(network.fingerprint)
 
 
-@torch.inference_mode()
-def encode_points(
-    points: MapPoints,
-    network: EP2PLoc,
-    codes: Tensor | None = None,
-    code_voxel: np.ndarray | None = None,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> np.ndarray:
-    """Descriptors `(N, D)` int8 (unit vectors times 127) of the points.
+def encode_points(points: MapPoints, network: EP2PLoc, codes: Tensor, code_voxel: np.ndarray) -> np.ndarray:
+    """Descriptors `(N, D)` int8 (unit vectors times 127) of points in memory.
 
     codes `(V, D)` and code_voxel `(N,)`, the row of each point, are what adaptation learned of the site.
     """
-    device = next(network.parameters()).device
     out = np.zeros((len(points), network.config.descriptor_width), np.int8)
     block = np.floor(points.xyz[:, :2] / BLOCK_METRES).astype(np.int64)
-    blocks = np.unique(block, axis=0)
-    for done, corner in enumerate(blocks):
-        low, high = corner * BLOCK_METRES, (corner + 1) * BLOCK_METRES
-        near = np.flatnonzero(
-            ((points.xyz[:, :2] > low - BORDER_METRES) & (points.xyz[:, :2] < high + BORDER_METRES)).all(1)
-        )
-        shift = np.array([*low, 0.0], np.float32)
-        xyz = torch.from_numpy(points.xyz[near] - shift).to(device)
-        batch = torch.zeros(len(near), dtype=torch.long, device=device)
-        voxel_codes = None
-        if codes is not None and code_voxel is not None:
-            voxels = voxelize(xyz, batch, network.config.point_voxel)
-            row = torch.zeros(len(voxels), dtype=torch.long, device=device)
-            row[voxels.parent] = torch.from_numpy(code_voxel[near]).to(device)
-            voxel_codes = codes.to(device)[row]
-        descriptors = network.encode_points(
-            xyz, torch.from_numpy(points.attributes[near]).to(device), batch, voxel_codes
-        )
+    for corner in np.unique(block, axis=0):
+        low, high = corner * BLOCK_METRES - BORDER_METRES, (corner + 1) * BLOCK_METRES + BORDER_METRES
+        near = np.flatnonzero(((points.xyz[:, :2] > low) & (points.xyz[:, :2] < high)).all(1))
         own = (block[near] == corner).all(1)
-        out[near[own]] = (descriptors[torch.from_numpy(own).to(device)] * 127).round().to(torch.int8).cpu().numpy()
-        progress(done + 1, len(blocks))
+        out[near[own]] = _encode_block(points.select(near), network, codes, code_voxel[near])[own]
     return out
+
+
+@torch.inference_mode()
+def _encode_block(
+    points: MapPoints, network: EP2PLoc, codes: Tensor | None = None, code_voxel: np.ndarray | None = None
+) -> np.ndarray:
+    device = next(network.parameters()).device
+    corner = np.floor(points.xyz.min(0) / BLOCK_METRES) * BLOCK_METRES
+    corner[2] = 0
+    xyz = torch.from_numpy(points.xyz - corner.astype(np.float32)).to(device)
+    batch = torch.zeros(len(points), dtype=torch.long, device=device)
+    voxel_codes = None
+    if codes is not None and code_voxel is not None:
+        voxels = voxelize(xyz, batch, network.config.point_voxel)
+        row = torch.zeros(len(voxels), dtype=torch.long, device=device)
+        row[voxels.parent] = torch.from_numpy(code_voxel).to(device)
+        voxel_codes = codes.to(device)[row]
+    descriptors = network.encode_points(xyz, torch.from_numpy(points.attributes).to(device), batch, voxel_codes)
+    encoded: np.ndarray = (descriptors * 127).round().to(torch.int8).cpu().numpy()
+    return encoded

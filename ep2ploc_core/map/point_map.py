@@ -1,17 +1,20 @@
 """The map on disk: points in square tiles that are memory-mapped, and what was learned about each point.
 
 ```
-MAP/map.yaml                     format, voxel size, origin, tiles, where it came from, checkpoint it was encoded with
-MAP/tiles/X_Y/points.npy         structured array POINT_TYPE, coordinates relative to the origin
-MAP/tiles/X_Y/descriptors.npy    int8 (N, D), descriptor * 127; only after encoding
-MAP/checkpoint.safetensors       the network adapted to this site, if there is one
+MAP/map.yaml                        format, voxel size, origin, tiles, where it came from, network it was encoded with
+MAP/tiles/X_Y/points.npy            structured array POINT_TYPE, coordinates relative to the origin
+MAP/tiles/X_Y/descriptors.ID.npy    int8 (N, D), descriptor * 127, by the network with the fingerprint ID
+MAP/checkpoint.safetensors          the network adapted to this site, if there is one
 ```
 """
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import tokenize
+from collections import OrderedDict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -21,13 +24,15 @@ import yaml
 
 from ep2ploc_core.errors import MapError
 
-FORMAT = 1
+FORMAT = 2
 POINT_TYPE = np.dtype([
     ("xyz", "<f4", 3), ("intensity", "u1"), ("normal", "i1", 3), ("planarity", "u1"), ("height", "<f2"),
     ("first_seen", "<u2"), ("last_seen", "<u2"),
 ])  # fmt: skip
 ATTRIBUTES = ("intensity", "normal_x", "normal_y", "normal_z", "planarity", "height")
 SITE_CHECKPOINT = "checkpoint.safetensors"
+_TILE_NAME = re.compile(r"-?\d{1,9}_-?\d{1,9}")
+_POINTS_IN_MEMORY = 3_000_000  # of tiles asked for last; a point takes 40 bytes and its descriptor
 
 
 @dataclass
@@ -96,6 +101,7 @@ class MapSource(Protocol):
 
     origin: np.ndarray
     checkpoint: str
+    voxel_size: float
 
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The points within `radius` metres (horizontally) of `centre` `(3,)`, map coordinates."""
@@ -103,27 +109,44 @@ class MapSource(Protocol):
 
 @dataclass
 class MapInfo:
-    """What `map.yaml` holds. `checkpoint` is the fingerprint of the network whose descriptors the tiles carry."""
+    """What `map.yaml` holds. `up`: the unit vector along which heights are measured. `checkpoint`: the fingerprint of
+    the network whose descriptors the tiles carry. `ghosts_removed`: points of moving things that were left out."""
 
     voxel_size: float
     tile_size: float = 20.0
     origin: list[float] = field(default_factory=lambda: [0.0, 0.0, 0.0])
+    up: list[float] = field(default_factory=lambda: [0.0, 0.0, 1.0])
     num_points: int = 0
+    ghosts_removed: int = 0
     tiles: list[str] = field(default_factory=list)
     checkpoint: str = ""
     source: dict[str, Any] = field(default_factory=dict)
     format: int = FORMAT
 
+    def check(self) -> None:
+        """Raises ValueError or TypeError when a value cannot be."""
+        for number in (self.voxel_size, self.tile_size, *self.origin, *self.up):
+            if not np.isfinite(number):
+                raise ValueError("a number is not finite")
+        if min(self.voxel_size, self.tile_size) <= 0 or len(self.origin) != 3 or len(self.up) != 3:
+            raise ValueError("a size is not positive, or a vector has not three parts")
+        if not isinstance(self.num_points, int) or not isinstance(self.checkpoint, str):
+            raise TypeError("num_points or checkpoint is of the wrong type")
+        if not isinstance(self.source, dict) or any(not _TILE_NAME.fullmatch(name) for name in self.tiles):
+            raise ValueError("source or tiles are of another form")
+
 
 class PointMap:
-    """A map directory, open for reading. Tiles are memory-mapped when first asked for."""
+    """A map directory, open for reading. Tiles are memory-mapped; those asked for last are kept unpacked."""
 
     def __init__(self, path: Path, info: MapInfo) -> None:
         self.path = Path(path)
         self.info = info
         self.origin = np.asarray(info.origin, dtype=np.float64)
         self.checkpoint = info.checkpoint
-        self._tiles: dict[str, MapPoints] = {}
+        self.voxel_size = info.voxel_size
+        self._corners = np.array([name.split("_") for name in info.tiles], np.float64).reshape(-1, 2) * info.tile_size
+        self._unpacked: OrderedDict[str, MapPoints] = OrderedDict()
 
     @classmethod
     def open(cls, path: Path | str) -> PointMap:
@@ -131,15 +154,22 @@ class PointMap:
         path = Path(path)
         try:
             content = yaml.safe_load((path / "map.yaml").read_text())
+            version = content["format"]
+            if version != FORMAT:
+                raise MapError(f"The map {path} has format {version}, this version reads {FORMAT}; build it again.")
             info = MapInfo(**content)
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError) as error:
+            info.check()
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
+            half = path.with_name(path.name + ".building")
+            if half.is_dir() and not path.exists():
+                raise MapError(
+                    f"The map {path} is only half built; give the same `ep2ploc map build` again and it goes on."
+                ) from error
             raise MapError(
                 f"{path} is not a map directory; make one with `ep2ploc map build SOURCE --out {path}`."
             ) from error
-        if info.format != FORMAT:
-            raise MapError(f"The map {path} has format {info.format}, this version reads {FORMAT}; build it again.")
         point_map = cls(path, info)
-        counted = sum(len(point_map._array(tile, "points")) for tile in info.tiles)
+        counted = sum(len(point_map._points(tile)) for tile in info.tiles)
         if counted != info.num_points:
             raise MapError(f"The map {path} holds {counted} of its {info.num_points} points; build it again.")
         return point_map
@@ -150,20 +180,56 @@ class PointMap:
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The points within `radius` metres (horizontally) of `centre` `(3,)`, map coordinates."""
         local = np.asarray(centre, dtype=np.float64)[:2] - self.origin[:2]
-        size = self.info.tile_size
+        # A voxel that lies across a tile's edge has its point on either side.
+        low, high = self._corners - self.info.voxel_size, self._corners + self.info.tile_size + self.info.voxel_size
+        nearest = np.linalg.norm(local.clip(low, high) - local, axis=1)
+        farthest = np.linalg.norm(np.maximum(np.abs(low - local), np.abs(high - local)), axis=1)
         parts = []
-        for name in self.info.tiles:
-            corner = np.array(name.split("_"), dtype=np.float64) * size
-            nearest = local.clip(corner, corner + size)
-            if np.linalg.norm(nearest - local) < radius:
-                tile = self._tile(name)
+        for number in np.flatnonzero(nearest < radius):
+            tile = self.tile(self.info.tiles[number])
+            if farthest[number] >= radius:
                 offset = tile.xyz[:, :2] - local.astype(np.float32)
-                parts.append(tile.select((offset * offset).sum(1) < radius * radius))
+                tile = tile.select(np.flatnonzero(np.einsum("ij,ij->i", offset, offset) < radius * radius))
+            parts.append(tile)
         return MapPoints.concatenate(parts)
 
+    def tiles_within(self, low: np.ndarray, high: np.ndarray) -> list[str]:
+        """The tiles that reach into the box from `low` to `high` `(2,)`, horizontally, relative to the map's origin."""
+        reach = self.info.voxel_size
+        meets = (self._corners + self.info.tile_size + reach > low) & (self._corners - reach < high)
+        return [self.info.tiles[number] for number in np.flatnonzero(meets.all(1))]
+
     def all_points(self) -> MapPoints:
-        """Every point, in the order of the tiles."""
-        return MapPoints.concatenate([self._tile(name) for name in self.info.tiles])
+        """Every point, in the order of the tiles: as large as the map."""
+        return MapPoints.concatenate([self.unpack(name) for name in self.info.tiles])
+
+    def thinned(self, most: int) -> MapPoints:
+        """At the most `most` points from all over the map, without descriptors."""
+        step = max(1, -(-len(self) // max(most, 1)))
+        arrays = (self._points(name)[::step] for name in self.info.tiles)
+        points = MapPoints.concatenate([MapPoints.from_structured(array) for array in arrays])
+        return points.select(np.arange(len(points)) < most)
+
+    def store_tile_descriptors(self, name: str, descriptors: np.ndarray, checkpoint: str) -> None:
+        """Keeps descriptors `(N, D)` int8 of a tile's points by the network of this fingerprint; they are in use once
+        all tiles have them and `use_descriptors` is called."""
+        if len(descriptors) != len(self._points(name)):
+            raise MapError(f"{len(descriptors)} descriptors do not fit the tile {name} of the map {self.path}.")
+        save_array(self.path / "tiles" / name / f"descriptors.{checkpoint}.npy", descriptors)
+
+    def has_tile_descriptors(self, name: str, checkpoint: str) -> bool:
+        """Whether a tile has descriptors by the network of this fingerprint."""
+        return (self.path / "tiles" / name / f"descriptors.{checkpoint}.npy").exists()
+
+    def use_descriptors(self, checkpoint: str) -> None:
+        """From now on the descriptors by the network of this fingerprint are the map's; others are removed."""
+        self.info = replace(self.info, checkpoint=checkpoint)
+        write_info(self.path, self.info)
+        self.checkpoint = checkpoint
+        self._unpacked.clear()
+        for file in self.path.glob("tiles/*/descriptors.*"):
+            if file.name != f"descriptors.{checkpoint}.npy":
+                file.unlink()
 
     def store_descriptors(self, descriptors: np.ndarray, checkpoint: str) -> None:
         """Keeps descriptors `(N, D)` int8 of `all_points()` and the fingerprint of the network they came from."""
@@ -171,24 +237,43 @@ class PointMap:
             raise MapError(f"{len(descriptors)} descriptors do not fit the {len(self)} points of the map {self.path}.")
         start = 0
         for name in self.info.tiles:
-            count = len(self._array(name, "points"))
-            _save_array(self.path / "tiles" / name / "descriptors.npy", descriptors[start : start + count])
+            count = len(self._points(name))
+            self.store_tile_descriptors(name, descriptors[start : start + count], checkpoint)
             start += count
-        self.info = replace(self.info, checkpoint=checkpoint)
-        self.checkpoint = checkpoint
-        self._tiles.clear()
-        _write_info(self.path, self.info)
+        self.use_descriptors(checkpoint)
 
-    def _tile(self, name: str) -> MapPoints:
-        if name not in self._tiles:
-            descriptors = self._array(name, "descriptors") if self.checkpoint else None
-            self._tiles[name] = MapPoints.from_structured(self._array(name, "points"), descriptors)
-        return self._tiles[name]
+    def tile(self, name: str) -> MapPoints:
+        """A tile's points, kept in memory for the next time."""
+        if name not in self._unpacked:
+            self._unpacked[name] = self.unpack(name)
+            held = sum(map(len, self._unpacked.values()))
+            while held > _POINTS_IN_MEMORY and len(self._unpacked) > 1:
+                held -= len(self._unpacked.popitem(last=False)[1])
+        self._unpacked.move_to_end(name)
+        return self._unpacked[name]
+
+    def unpack(self, name: str) -> MapPoints:
+        """A tile's points, from the disk and not kept."""
+        points = self._points(name)
+        descriptors = None
+        if self.checkpoint:
+            descriptors = self._array(name, f"descriptors.{self.checkpoint}.npy")
+            if descriptors.shape[:1] != points.shape or descriptors.dtype != np.int8 or descriptors.ndim != 2:
+                raise MapError(
+                    f"The descriptors of the tile {name} of {self.path} do not fit it; encode the map again."
+                )
+        return MapPoints.from_structured(points, descriptors)
+
+    def _points(self, name: str) -> np.ndarray:
+        array = self._array(name, "points.npy")
+        if array.dtype != POINT_TYPE or array.ndim != 1:
+            raise MapError(f"The tile {name} of {self.path} holds something else than points; build the map again.")
+        return array
 
     def _array(self, name: str, kind: str) -> np.ndarray:
-        file = self.path / "tiles" / name / f"{kind}.npy"
+        file = self.path / "tiles" / name / kind
         try:
-            return np.load(file, mmap_mode="r", allow_pickle=False)
+            return load_array(file)
         except (OSError, ValueError, EOFError) as error:
             raise MapError(f"The tile file {file} is missing or cut off; build the map again.") from error
 
@@ -196,6 +281,7 @@ class PointMap:
 def write_map(path: Path, points: MapPoints, info: MapInfo) -> PointMap:
     """Writes a whole map directory: made aside, then put in place of an old one in one step."""
     path = Path(path)
+    check_replaceable(path)
     aside = path.with_name(path.name + ".new")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "tiles").mkdir(parents=True)
@@ -207,27 +293,49 @@ def write_map(path: Path, points: MapPoints, info: MapInfo) -> PointMap:
     for key, indices in zip(tiles, np.split(order, ends[:-1]), strict=True):
         names.append(f"{key[0]}_{key[1]}")
         (aside / "tiles" / names[-1]).mkdir()
-        _save_array(aside / "tiles" / names[-1] / "points.npy", points.select(indices).to_structured())
-    _write_info(aside, replace(info, tiles=names, num_points=len(points)))
-    if path.exists():
-        old = path.with_name(path.name + ".old")
-        shutil.rmtree(old, ignore_errors=True)
-        path.rename(old)
-        aside.rename(path)
-        shutil.rmtree(old)
-    else:
-        aside.rename(path)
+        save_array(aside / "tiles" / names[-1] / "points.npy", points.select(indices).to_structured())
+    write_info(aside, replace(info, tiles=names, num_points=len(points)))
+    put_in_place(aside, path)
     return PointMap.open(path)
 
 
-def _save_array(file: Path, array: np.ndarray) -> None:
-    aside = file.with_suffix(".tmp")
+def check_replaceable(path: Path) -> None:
+    """Raises MapError when `path` holds something that is not a map, which must not be replaced by one."""
+    if path.exists() and not (path / "map.yaml").exists() and not (path.is_dir() and not any(path.iterdir())):
+        raise MapError(f"{path} exists and is not a map, so it is left alone; give another directory.")
+
+
+def put_in_place(new: Path, path: Path) -> None:
+    """Renames the directory `new` to `path`; what was there is removed after."""
+    old = path.with_name(path.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if path.exists():
+        path.rename(old)
+    new.rename(path)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def load_array(file: Path) -> np.ndarray:
+    """An array of a .npy file, memory-mapped; OSError, ValueError or EOFError when it is missing or cut off."""
+    try:
+        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
+    except (SyntaxError, tokenize.TokenError) as error:  # numpy reads the header as Python
+        raise ValueError(f"the header of {file} is broken") from error
+    return array
+
+
+def save_array(file: Path, array: np.ndarray) -> None:
+    """Writes a .npy file aside and renames it; OSError with its number when the disk is full."""
+    array = np.ascontiguousarray(array)
+    aside = file.with_name(file.name + ".tmp")
     with aside.open("wb") as stream:
-        np.save(stream, array, allow_pickle=False)
+        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
+        stream.write(array.reshape(-1).view(np.uint8).data)  # np.save would not tell that the disk is full
     os.replace(aside, file)
 
 
-def _write_info(path: Path, info: MapInfo) -> None:
+def write_info(path: Path, info: MapInfo) -> None:
+    """Writes `map.yaml` into a map directory."""
     aside = path / "map.yaml.tmp"
     aside.write_text(yaml.safe_dump(asdict(info), sort_keys=False))
     os.replace(aside, path / "map.yaml")

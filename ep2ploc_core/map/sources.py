@@ -1,32 +1,57 @@
-"""What maps are made from: one iterator of posed scans for each kind of recording."""
+"""What maps are made from: one source of posed scans for each kind of recording, and which kind a path is."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from ep2ploc_core.datasets.kitti import Frame, KittiDrive
-from ep2ploc_core.errors import InputError
-from ep2ploc_core.map.posed_scan import PosedScan
+import numpy as np
 
-# Frames around a held-out query whose scans and whose images stay out of the map and of the adaptation to it.
-SCAN_MARGIN = 3
-IMAGE_MARGIN = 2
+from ep2ploc_core.datasets.cloud_source import CloudFileSource
+from ep2ploc_core.datasets.hold_out import IMAGE_MARGIN, SCAN_MARGIN, far_from
+from ep2ploc_core.datasets.kitti import Frame, KittiDrive
+from ep2ploc_core.datasets.kitti_odometry import KittiOdometrySource
+from ep2ploc_core.datasets.posed_image import PosedImage
+from ep2ploc_core.datasets.rgbd import RgbdSource
+from ep2ploc_core.datasets.trajectory import write_trajectory
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
+
+KINDS = (
+    "a KITTI raw drive (ends in _sync), a KITTI odometry sequence (sequences/00), a .pcd or .ply file, an RGB-D "
+    "directory (7-Scenes layout), or a ROS 2 bag"
+)
+_KIND_NAMES = {
+    "kitti_raw": "a KITTI raw drive",
+    "kitti_odometry": "a KITTI odometry sequence",
+    "cloud_file": "a point cloud file",
+    "rgbd": "an RGB-D recording",
+    "ros2_bag": "a ROS 2 bag",
+}
 
 
 class KittiSource:
-    """The posed scans and images of a KITTI raw drive, without those of held-out frames and their neighbours."""
+    """The scans and images of a KITTI raw drive, without those of held-out frames and their neighbours.
 
-    has_poses = True
+    Poses are those of KittiDrive; frames without one are left out. Where the drive brings no poses at all, `has_poses`
+    is False, every map_from_lidar the identity, and there are no images.
+    """
 
-    def __init__(self, path: Path, poses: Path | None = None, hold_out: list[int] | None = None) -> None:
-        self.drive = KittiDrive(path, poses)
-        self.poses = poses
+    def __init__(self, path: Path | str, poses: Path | str | None = None, hold_out: list[int] | None = None) -> None:
+        self.poses = None if poses is None else Path(poses)
+        self.drive = KittiDrive(path, self.poses)
         self.hold_out = sorted(hold_out or [])
         posed = [frame for frame in self.drive.frames if frame.map_from_lidar is not None]
-        self.scan_frames = [frame for frame in posed if frame.scan_path and self._far_from_queries(frame, SCAN_MARGIN)]
-        self.images = [frame for frame in posed if frame.image_path and self._far_from_queries(frame, IMAGE_MARGIN)]
+        self.has_poses = bool(posed)
+        self.scan_frames = [
+            frame for frame in posed or self.drive.frames if frame.scan_path and self._kept(frame, SCAN_MARGIN)
+        ]
+        self.images = [
+            PosedImage(frame.index, frame.stamp, frame.image_path, self.drive.camera, self.drive.map_from_camera(frame))
+            for frame in posed
+            if frame.image_path and self._kept(frame, IMAGE_MARGIN)
+        ]
         if not self.scan_frames:
             raise InputError(
                 f"{path} has no scan with a pose that is not held out; give poses with --poses, or hold out less."
@@ -36,29 +61,116 @@ class KittiSource:
         return len(self.scan_frames)
 
     def scans(self, first: int = 0) -> Iterator[PosedScan]:
-        """The posed scans from number `first` on."""
+        """The scans from number `first` on."""
         for frame in self.scan_frames[first:]:
-            assert frame.map_from_lidar is not None
-            yield PosedScan(frame.index, self.drive.read_scan(frame), frame.map_from_lidar, frame.stamp)
+            map_from_lidar = np.eye(4) if frame.map_from_lidar is None else frame.map_from_lidar
+            yield PosedScan(frame.index, self.drive.read_scan(frame), map_from_lidar, frame.stamp)
 
     def describe(self) -> dict[str, Any]:
         """What the map remembers of its source, enough to open it again."""
         return {
             "kind": "kitti_raw",
             "path": str(self.drive.path.resolve()),
-            "poses": None if self.poses is None else str(Path(self.poses).resolve()),
+            "poses": None if self.poses is None else str(self.poses.resolve()),
             "hold_out": self.hold_out,
         }
 
-    @classmethod
-    def reopen(cls, description: dict[str, Any]) -> KittiSource:
-        """The source that `describe` told of; raises InputError when it is gone or of another kind."""
-        if description.get("kind") != "kitti_raw":
-            raise InputError(
-                "This map was not built from a KITTI raw drive, so it has no mapping images to learn from."
-            )
-        poses = description.get("poses")
-        return cls(Path(description["path"]), None if poses is None else Path(poses), description.get("hold_out"))
+    def _kept(self, frame: Frame, margin: int) -> bool:
+        return far_from(self.hold_out, frame.index, margin)
 
-    def _far_from_queries(self, frame: Frame, margin: int) -> bool:
-        return all(abs(frame.index - query) > margin for query in self.hold_out)
+
+def open_source(
+    path: Path | str,
+    poses: Path | str | None = None,
+    camera: Path | str | None = None,
+    hold_out: list[int] | None = None,
+) -> ScanSource:
+    """The recording at `path`, whichever kind it is of.
+
+    poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera: a calibration file, for RGB-D.
+    hold_out: frame numbers that stay out with their neighbours, for the kinds with images. Raises InputError when the
+    path is of no kind, what lies there is broken, or an option does not go with its kind.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(f"{path} does not exist; give {KINDS}.")
+    kind = _kind(path)
+    misfits = {
+        "--poses": poses is not None and kind == "rgbd",
+        "--camera": camera is not None and kind != "rgbd",
+        "--hold-out": bool(hold_out) and kind in ("cloud_file", "ros2_bag"),
+    }
+    for option, misfit in misfits.items():
+        if misfit:
+            raise InputError(f"{path} is {_KIND_NAMES[kind]}, which takes no {option}; leave it out.")
+    return reopen_source({"kind": kind, "path": path, "poses": poses, "camera": camera, "hold_out": hold_out})
+
+
+def reopen_source(description: dict[str, Any]) -> ScanSource:
+    """The source that `describe` told of; raises InputError when it is gone, or of a kind that is not known."""
+    kind, path, poses = description.get("kind"), Path(str(description.get("path"))), description.get("poses")
+    hold_out = description.get("hold_out")
+    if kind == "kitti_raw":
+        return KittiSource(path, poses, hold_out)
+    if kind == "kitti_odometry":
+        return KittiOdometrySource(path, poses, hold_out)
+    if kind == "cloud_file":
+        return CloudFileSource(path, poses)
+    if kind == "rgbd":
+        return RgbdSource(path, description.get("camera"), hold_out)
+    if kind == "ros2_bag":
+        from ep2ploc_core.datasets.bag_reader import BagSource  # only bags need the bag library
+
+        topics = description.get("points_topic", ""), description.get("pose_topic", "")
+        return BagSource(path, None if poses is None else Path(poses), *topics)
+    raise InputError(f"A map's source of the kind '{kind}' is not known; build the map again from {KINDS}.")
+
+
+def with_estimated_poses(
+    source: ScanSource, file: Path, hold_out: list[int] | None, progress: Callable[[int, int], None]
+) -> ScanSource:
+    """A recording without poses, opened again with poses found by LiDAR odometry over all of its scans.
+
+    They are kept in `file`, as the recording's own poses would be given, and taken from there when it is there
+    already. Raises InputError where a scan does not fit the one before.
+    """
+    from ep2ploc_core.map.odometry import estimate_path  # only recordings without poses need KISS-ICP
+
+    description = source.describe()
+    comment = f"map_from_sensor by LiDAR odometry over the {len(source)} scans of {description['path']}"
+    if not (file.is_file() and file.read_text(errors="replace").startswith(f"# {comment}\n")):
+        path = estimate_path(source, progress)
+        poses = path.map_from_lidar
+        if isinstance(source, KittiOdometrySource):
+            poses = source.poses_of_camera0(poses)
+        whole = np.array_equal(path.frames, np.arange(len(source)))  # else row k would not be frame k
+        write_trajectory(file, poses, None if whole else path.stamps, comment)
+    return reopen_source({**description, "poses": str(file.resolve()), "hold_out": hold_out})
+
+
+def mapping_images(source: ScanSource) -> list[PosedImage]:
+    """The images with poses that a recording brings; raises InputError when there is none to learn from."""
+    images = source.images if isinstance(source, KittiSource | KittiOdometrySource | RgbdSource) else []
+    if not images:
+        raise InputError(
+            f"{source.describe()['path']} has no image with a pose that is not held out, so there is nothing to learn "
+            "from."
+        )
+    return images
+
+
+def _kind(path: Path) -> str:
+    if path.is_file():
+        suffix = path.suffix.lower()
+        kinds = {".pcd": "cloud_file", ".ply": "cloud_file", ".mcap": "ros2_bag", ".db3": "ros2_bag"}
+        if suffix in kinds:
+            return kinds[suffix]
+    elif (path / "image_02").is_dir() or (path / "velodyne_points").is_dir():
+        return "kitti_raw"
+    elif (path / "velodyne").is_dir():
+        return "kitti_odometry"
+    elif (path / "metadata.yaml").is_file():
+        return "ros2_bag"
+    elif any(path.glob("frame-*.pose.txt")) or any(path.glob("seq-*/frame-*.pose.txt")):
+        return "rgbd"
+    raise InputError(f"{path} is nothing that a map can be made of; give {KINDS}.")

@@ -163,8 +163,8 @@ class PosePosterior:
 
     def offsets(self, poses: np.ndarray) -> Tensor:
         """The inverse: `(K, 6)` of map_from_camera `(K, 4, 4)`."""
-        relative = np.linalg.inv(self.guess.double().cpu().numpy()) @ poses
-        return torch.from_numpy(se3.log(relative)).to(self.sigma)
+        relative = se3.inverse(self.guess.double().cpu()) @ torch.from_numpy(poses).double()
+        return se3.log(relative).to(self.sigma)
 
     def value(self, offsets: Tensor) -> Tensor:
         """Log probabilities `(K,)`, up to a constant."""

@@ -12,24 +12,20 @@ from ep2ploc_core.datasets.sampling import Scene
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.build import accumulate
 from ep2ploc_core.map.point_map import MapPoints
-from ep2ploc_core.map.posed_scan import PosedScan
-from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
+from ep2ploc_core.map.sources import KittiSource, mapping_images
 
 
-def drive_scene(source: KittiSource, points: MapPoints | None = None, voxel_size: float = 0.2) -> Scene:
-    """The images of a drive in its own map (`points` of this voxel size, or built here from its scans)."""
-    drive = source.drive
-    if not source.images:
-        raise InputError(
-            f"{drive.path} has no image with a pose that is not held out, so there is nothing to learn from."
-        )
+def drive_scene(source: ScanSource, points: MapPoints | None = None, voxel_size: float = 0.2) -> Scene:
+    """The images of a recording in its own map (`points` of this voxel size, or built here from its scans)."""
+    images = mapping_images(source)
     return Scene(
         points=accumulate(source.scans(), voxel_size) if points is None else points,
-        images=[drive.read_image(frame) for frame in source.images],
-        cameras=[drive.camera] * len(source.images),
-        map_from_camera=np.stack([drive.map_from_camera(frame) for frame in source.images]),
-        frames=np.array([frame.index for frame in source.images]),
-        name=drive.path.name,
+        images=[read_image(image.path) for image in images],
+        cameras=[image.camera for image in images],
+        map_from_camera=np.stack([image.map_from_camera for image in images]),
+        frames=np.array([image.frame for image in images]),
+        name=Path(source.describe()["path"]).name,
         spacing=voxel_size,
     )
 

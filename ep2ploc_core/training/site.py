@@ -17,7 +17,7 @@ import torch.distributed as distributed
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
-from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.map.sources import reopen_source
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights
@@ -42,7 +42,7 @@ def adapt_to_site(
     voxels = voxelize(
         torch.from_numpy(points.xyz), torch.zeros(len(points), dtype=torch.long), network.config.point_voxel
     )
-    scene = drive_scene(KittiSource.reopen(point_map.info.source), points, point_map.info.voxel_size)
+    scene = drive_scene(reopen_source(point_map.info.source), points, point_map.info.voxel_size)
     scene.map_from_camera[:, :3, 3] -= point_map.origin
     scene.code_voxel = voxels.parent.numpy()
     sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
@@ -54,7 +54,9 @@ def adapt_to_site(
         adapted = trainer.averaged_network()
         save_network(adapted, scratch / SITE_CHECKPOINT, {"adapted_from": checkpoint, "steps": str(trainer.step)})
         stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
-        descriptors = encode_points(points, stored, trainer.averaged_codes(), scene.code_voxel)
+        learned = trainer.averaged_codes()
+        assert learned is not None and scene.code_voxel is not None
+        descriptors = encode_points(points, stored, learned, scene.code_voxel)
         shutil.copyfile(scratch / SITE_CHECKPOINT, Path(map_path) / SITE_CHECKPOINT)
         point_map.store_descriptors(descriptors, stored.fingerprint)
         shutil.rmtree(scratch)

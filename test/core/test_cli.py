@@ -118,7 +118,7 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(site: Path, tmp_path: Path, arguments: tuple, says: str) -> None:
     wide = tmp_path / "wide.yaml"
-    wide.write_text((site / "queries/camera.yaml").read_text().replace("image_width: 621", "image_width: 640"))
+    wide.write_text((site / "queries/camera.yaml").read_text().replace("image_width: 640", "image_width: 660"))
     (tmp_path / "empty").mkdir()
     places = {
         "tmp": tmp_path / "empty", "map": site / "map", "queries": site / "queries", "wide": wide,

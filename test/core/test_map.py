@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from ep2ploc_core.errors import InputError, MapError
-from ep2ploc_core.map.build import accumulate, height_above_ground, surface_shape
+from ep2ploc_core.map.build import accumulate
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.map.posed_scan import PosedScan
+from ep2ploc_core.map.surface import height_above_ground, surface_shape
 
 
 def scans(seed: int = 0) -> list[PosedScan]:
@@ -53,7 +54,7 @@ def test_a_line_is_not_planar_and_a_lone_point_has_a_normal() -> None:
     normals, planarity = surface_shape(xyz, xyz + [0, 0, 5.0], 0.5)
     assert planarity[5:25].max() < 0.1
     np.testing.assert_allclose(normals[-1], [0, 0, 1], atol=1e-6)
-    assert height_above_ground(xyz)[-1] == 0
+    assert height_above_ground(xyz, np.array([0, 0, 1.0]))[-1] == 0
 
 
 def test_written_map_reads_back_and_answers_queries(tmp_path: Path) -> None:

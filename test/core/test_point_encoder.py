@@ -1,11 +1,13 @@
 """Voxels and local attention against slow, obvious references."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
-from ep2ploc_core.map.encode import encode_points
-from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.encode import encode_map, encode_points
+from ep2ploc_core.map.point_map import MapInfo, MapPoints, write_map
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig
 from ep2ploc_core.model.local_attention import neighbour_sum
 from ep2ploc_core.model.voxels import average, coarsen, neighbour_pairs, unpack, voxelize
@@ -67,15 +69,23 @@ def test_neighbour_sum_and_its_gradients_agree_with_messages_written_out(cloud) 
         torch.testing.assert_close(mine, theirs)
 
 
-def test_a_map_encoded_in_blocks_is_the_map_encoded_in_one_piece(monkeypatch) -> None:
+def test_a_map_encoded_in_blocks_is_the_map_encoded_in_one_piece(tmp_path: Path) -> None:
     torch.manual_seed(0)
     network = EP2PLoc(NetworkConfig(point_width=16)).eval()
+    network.fingerprint = "cafe0123"
     rng = np.random.default_rng(0)
     xyz = np.c_[rng.uniform(-150, 150, 30000), rng.uniform(-20, 20, 30000), rng.uniform(0, 2, 30000)]
     points = MapPoints(xyz.astype(np.float32), rng.random((30000, 6), np.float32), np.zeros((30000, 2), np.uint16))
-    in_blocks = encode_points(points, network)
-    monkeypatch.setattr("ep2ploc_core.map.encode.BLOCK_METRES", 960.0)
-    at_once = encode_points(points, network)
+    point_map = write_map(tmp_path / "map", points, MapInfo(voxel_size=0.2))
+    points = point_map.all_points()
+    encode_map(point_map, network)
+    in_blocks = point_map.all_points().descriptors
+    assert in_blocks is not None
+    with torch.inference_mode():
+        batch = torch.zeros(len(points), dtype=torch.long)
+        at_once = network.encode_points(torch.from_numpy(points.xyz), torch.from_numpy(points.attributes), batch)
+    codes, code_voxel = torch.zeros(1, network.config.descriptor_width), np.zeros(len(points), np.int64)
+    in_memory = encode_points(points, network, codes, code_voxel)
     # A point within rounding of a voxel's face may fall on its other side when coordinates are shifted.
-    assert (np.abs(in_blocks.astype(int) - at_once.astype(int)).max(1) > 1).mean() < 0.01
-    assert np.abs(at_once).max() > 20
+    assert (np.abs(in_blocks - 127 * at_once.numpy()).max(1) > 1.5).mean() < 0.01
+    assert (np.abs(in_blocks.astype(int) - in_memory).max(1) > 1).mean() < 0.01

@@ -5,17 +5,18 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 PARENT = """
-import time
+import signal
 import torch
 from ep2ploc_core.training.processes import run_everywhere
 
 def work(device, directory):
     import os, pathlib
     (pathlib.Path(directory) / str(os.getpid())).touch()
-    time.sleep(600)
+    signal.pause()
 
 if __name__ == "__main__":
     import sys
@@ -29,16 +30,24 @@ def test_children_end_with_a_parent_that_is_killed(tmp_path: Path) -> None:
     started = tmp_path / "started"
     started.mkdir()
     parent = subprocess.Popen([sys.executable, str(script), str(started)])
+    children: list[int] = []
+    try:
+        assert _within_a_minute(lambda: len(list(started.iterdir())) == 2)
+        children = [int(file.name) for file in started.iterdir()]
+        parent.send_signal(signal.SIGKILL)
+        parent.wait()
+        assert _within_a_minute(lambda: not any(map(_alive, children)))
+    finally:
+        parent.kill()
+        for child in filter(_alive, children):
+            os.kill(child, signal.SIGKILL)
+
+
+def _within_a_minute(happens: Callable[[], bool]) -> bool:
     deadline = time.monotonic() + 60
-    while len(list(started.iterdir())) < 2 and time.monotonic() < deadline:
+    while not happens() and time.monotonic() < deadline:
         time.sleep(0.1)
-    children = [int(file.name) for file in started.iterdir()]
-    assert len(children) == 2
-    parent.send_signal(signal.SIGKILL)
-    parent.wait()
-    while any(map(_alive, children)) and time.monotonic() < deadline:
-        time.sleep(0.1)
-    assert not any(map(_alive, children))
+    return happens()
 
 
 def _alive(process: int) -> bool:

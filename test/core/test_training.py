@@ -41,7 +41,7 @@ def test_poses_of_a_batch_are_proper_and_starts_are_as_wrong_as_promised(scene: 
         rotation = camera_from_map[:3, :3]
         torch.testing.assert_close(rotation @ rotation.T, torch.eye(3), atol=1e-4, rtol=0)
         assert torch.linalg.det(rotation) > 0.99
-    noise = se3.log((batch.start_camera_from_map @ torch.linalg.inv(batch.true_camera_from_map)).double().numpy())
+    noise = se3.log((batch.start_camera_from_map @ torch.linalg.inv(batch.true_camera_from_map)).double()).numpy()
     assert np.abs(noise[:, 3:]).max() < 0.25 and 0.05 < np.abs(noise[:, :3]).max() < 4.0
 
 
@@ -98,7 +98,6 @@ def test_blank_parts_of_the_picture_are_not_called_visible(scene: Scene, novel: 
         grey = inside & ((around - 115 / 255).abs() < 1e-3).flatten(0, 1).all(0)
         blank += int(grey.sum())
         called_visible += int(batch.visible[0][grey].sum())
-    print(blank, called_visible)
     assert blank > 50 and called_visible < 0.1 * blank
 
 

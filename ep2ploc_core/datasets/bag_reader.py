@@ -1,0 +1,197 @@
+"""A ROS 2 bag as posed scans, without a ROS installation."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader
+
+from ep2ploc_core.datasets.bag_file import decode, list_topics, open_bag, read_messages
+from ep2ploc_core.datasets.bag_poses import FIXED_FRAMES, PoseTopics, header_seconds
+from ep2ploc_core.datasets.point_cloud2 import intensity_scale, read_cloud, sensor_points
+from ep2ploc_core.datasets.trajectory import read_trajectory
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.posed_scan import PosedScan
+
+CLOUD = "sensor_msgs/msg/PointCloud2"
+# Scans whose intensities tell the sensor's scale.
+_SCALE_SCANS = 10
+_log = logging.getLogger(__name__)
+
+
+class BagSource:
+    """The posed scans of a bag directory, or of a single `.mcap` or `.db3` file.
+
+    Scans are the messages of one PointCloud2 topic (by default the one with most messages), in the order in which they
+    were recorded; a scan's time is that of its header, or of its recording where the header has none. Poses come from
+    `poses` (map_from_lidar: TUM rows by time, or as many rows of 12 numbers as there are scans), else from `pose_topic`
+    (Odometry, PoseStamped, PoseWithCovarianceStamped, or /tf), else from the first of these that gives poses to half
+    the scans: Odometry in a frame `map`, TF from `map`, other Odometry, TF from `odom`, `world` or `camera_init`.
+    The way from an odometry's child frame to the LiDAR is looked up in /tf_static; a PoseStamped is taken as the
+    LiDAR's own. Scans without a pose are left out and counted. Opening reads the bag once.
+
+    Raises InputError when it is no bag, is cut off, has no cloud that can be used, or the poses asked for are missing.
+    """
+
+    def __init__(self, path: Path, poses: Path | None = None, points_topic: str = "", pose_topic: str = "") -> None:
+        self.path = Path(path)
+        self.poses = None if poses is None else Path(poses)
+        self.pose_topic = pose_topic
+        with open_bag(self.path) as bag:
+            self.points_topic = _choose_points_topic(self.path, bag, points_topic)
+            pose_topics = PoseTopics(self.path, bag, pose_topic)
+            self._clouds = clouds = _survey(self.path, bag, self.points_topic, pose_topics)
+        map_from_lidar, self.pose_source = self._find_poses(pose_topics)
+        self.has_poses = bool(self.pose_source)
+        known = np.isfinite(map_from_lidar).all((1, 2))
+        self._numbers, self._stamps = clouds.numbers[known], clouds.stamps[known]
+        self._poses = map_from_lidar[known]
+        self.scans_without_pose = int((~known).sum())
+        _log.info("Scans from %s, poses from %s.", self.points_topic, self.pose_source or "nowhere")
+        if clouds.unusable:
+            _log.warning(
+                "%s: %d messages on %s are left out: %s", self.path, clouds.unusable, self.points_topic, clouds.reason
+            )
+        if self.scans_without_pose:
+            _log.warning("%s: %d scans have no pose and are left out.", self.path, self.scans_without_pose)
+
+    def __len__(self) -> int:
+        return len(self._numbers)
+
+    def scans(self, first: int = 0) -> Iterator[PosedScan]:
+        """The scans from number `first` on. Messages before it are passed over by their time, and not decoded."""
+        if first >= len(self):
+            return
+        # Bags are not strictly in the order of time, so what the time filter lets pass is worked out in the same way.
+        start = int(self._clouds.bag_times[self._numbers[first] :].min())
+        passing = np.flatnonzero(self._clouds.bag_times >= start)
+        rows = {int(number): row for row, number in enumerate(self._numbers) if row >= first}
+        with open_bag(self.path) as bag:
+            connections = bag.topics[self.points_topic].connections
+            messages = read_messages(self.path, bag, connections, start)
+            for number, (connection, _, data) in zip(passing, messages, strict=False):
+                row = rows.get(int(number))
+                if row is not None:
+                    points = sensor_points(read_cloud(decode(data, connection)), self._clouds.full_scale)
+                    yield PosedScan(int(number), points, self._poses[row], float(self._stamps[row]))
+
+    def describe(self) -> dict[str, Any]:
+        """What the map remembers of its source, enough to open it again, and what was found in it."""
+        return {
+            "kind": "ros2_bag",
+            "path": str(self.path.resolve()),
+            "poses": None if self.poses is None else str(self.poses.resolve()),
+            "points_topic": self.points_topic,
+            "pose_topic": self.pose_topic,
+            "pose_source": self.pose_source,
+            "scans_without_pose": self.scans_without_pose,
+            "unusable_messages": self._clouds.unusable,
+        }
+
+    def _find_poses(self, pose_topics: PoseTopics) -> tuple[np.ndarray, str]:
+        """map_from_lidar `(N, 4, 4)` of all usable scans, NaN where unknown, and where they are from; identities and ""
+        when nothing tells."""
+        if self.poses is not None:
+            return self._poses_of_file(self.poses), str(self.poses)
+        found = pose_topics.find(self._clouds.frame, self._clouds.stamps)
+        if found is not None:
+            return found
+        if self.pose_topic:
+            raise InputError(
+                f"{self.pose_topic} of {self.path} gives no scan on {self.points_topic} a pose: their times do not "
+                f"meet, or /tf_static does not link its frame to '{self._clouds.frame}'; give --poses."
+            )
+        if self._clouds.frame.split("/")[-1] in FIXED_FRAMES:
+            raise InputError(
+                f"The clouds on {self.points_topic} of {self.path} are in the frame '{self._clouds.frame}', not in a "
+                "sensor's; choose the topic of the LiDAR's own scans."
+            )
+        return np.tile(np.eye(4), (len(self._clouds.numbers), 1, 1)), ""
+
+    def _poses_of_file(self, file: Path) -> np.ndarray:
+        trajectory, stamps = read_trajectory(file), self._clouds.stamps
+        if trajectory.stamps is None:
+            if len(trajectory) != len(stamps):
+                raise InputError(
+                    f"{file} has {len(trajectory)} rows, and {self.path} has {len(stamps)} scans on "
+                    f"{self.points_topic}; give a row for each, or TUM rows (time x y z qx qy qz qw)."
+                )
+            return trajectory.poses
+        map_from_lidar = trajectory.at(stamps)
+        if not np.isfinite(map_from_lidar).any():
+            raise InputError(
+                f"The times of {file} ({trajectory.stamps[0]:.1f} to {trajectory.stamps[-1]:.1f} s) meet none of the "
+                f"scans of {self.path} ({stamps.min():.1f} to {stamps.max():.1f} s); give both in one clock."
+            )
+        return map_from_lidar
+
+
+@dataclass
+class _Clouds:
+    """The cloud messages of a topic: `bag_times` `(M,)` ns of all; `numbers` `(N,)` (among the M) and header `stamps`
+    `(N,)` in seconds of those that can be used, which are all in `frame`; how many not, and why the first is not."""
+
+    bag_times: np.ndarray
+    numbers: np.ndarray
+    stamps: np.ndarray
+    frame: str
+    full_scale: float
+    unusable: int
+    reason: str
+
+
+def _survey(path: Path, bag: Reader, points_topic: str, pose_topics: PoseTopics) -> _Clouds:
+    """Reads the bag once: checks the clouds without converting their points, and collects the poses."""
+    bag_times: list[int] = []
+    numbers: list[int] = []
+    stamps: list[float] = []
+    intensities: list[np.ndarray] = []
+    frame, reason = "", ""
+    connections: list[Connection] = [*bag.topics[points_topic].connections, *pose_topics.connections]
+    for connection, bag_time, data in read_messages(path, bag, connections):
+        is_cloud = connection.topic == points_topic
+        if is_cloud:
+            bag_times.append(bag_time)
+        try:
+            message = decode(data, connection)
+            if not is_cloud:
+                pose_topics.add(connection, bag_time, message)
+                continue
+            cloud = read_cloud(message)
+        except InputError as error:
+            reason = reason or (str(error) if is_cloud else "")
+            continue
+        frame = frame if numbers else message.header.frame_id.lstrip("/")
+        if message.header.frame_id.lstrip("/") != frame:
+            reason = reason or f"One is in the frame '{message.header.frame_id}', the first is in '{frame}'."
+            continue
+        numbers.append(len(bag_times) - 1)
+        stamps.append(header_seconds(message.header, bag_time))
+        if cloud.size and len(intensities) < _SCALE_SCANS and "intensity" in (cloud.dtype.names or ()):
+            intensities.append(cloud["intensity"].ravel())
+    if not numbers:
+        reason = reason or "There is none; if its index should be wrong, give the .mcap or .db3 file itself."
+        raise InputError(f"{path} has no cloud on {points_topic} that can be used. {reason}")
+    full_scale = intensity_scale(np.concatenate(intensities)) if intensities else 1.0
+    unusable = len(bag_times) - len(numbers)
+    return _Clouds(
+        np.array(bag_times, np.int64), np.array(numbers), np.array(stamps), frame, full_scale, unusable, reason
+    )
+
+
+def _choose_points_topic(path: Path, bag: Reader, asked: str) -> str:
+    clouds = {name: info.msgcount for name, info in bag.topics.items() if info.msgtype == CLOUD}
+    if asked and asked not in clouds:
+        raise InputError(f"{path} has no PointCloud2 topic {asked}; it has {list_topics(bag)}.")
+    if not clouds:
+        raise InputError(f"{path} has no PointCloud2 topic, so no scans; it has {list_topics(bag)}.")
+    chosen = asked or min(clouds, key=lambda name: (-clouds[name], name))
+    if len(clouds) > 1 and not asked:
+        _log.info("Of %s the scans are taken from %s.", ", ".join(sorted(clouds)), chosen)
+    return chosen

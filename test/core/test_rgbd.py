@@ -1,0 +1,199 @@
+"""RGB-D recordings: a room computed here, tilted as rooms of 7-Scenes are, and the real kitchen where it is."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import cv2
+import numpy as np
+import open3d as o3d
+import pytest
+from scipy.spatial.transform import Rotation
+
+from ep2ploc_core.datasets.gravity import up_direction
+from ep2ploc_core.datasets.rgbd import RgbdSource, find_frames, read_camera_pose, read_depth
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.sources import open_source, reopen_source
+
+K = np.array([[130.0, 0, 80], [0, 130.0, 60], [0, 0, 1]])
+WIDTH, HEIGHT = 160, 120
+# The room's own frame has z up; the map's frame is turned against it.
+MAP_FROM_ROOM = np.eye(4)
+MAP_FROM_ROOM[:3, :3] = Rotation.from_euler("xyz", [100, 25, -40], degrees=True).as_matrix()
+MAP_FROM_ROOM[:3, 3] = [1.0, 2.0, 3.0]
+BOX = np.array([[-2.0, -1.5, 0.0], [2.0, 1.5, 2.5]])  # the room
+CASE = np.array([[0.6, -0.4, 0.0], [1.1, 0.4, 0.8]])  # a cupboard in it
+
+
+def room_from_camera(number: int) -> np.ndarray:
+    """A camera that looks along +x, 25 degrees down, and pans."""
+    axes = Rotation.from_euler("ZY", [number * 4.0 - 20, 25], degrees=True).as_matrix()
+    pose = np.eye(4)
+    pose[:3, :3] = axes @ np.array([[0, 0, 1], [-1, 0, 0], [0, -1, 0]])
+    pose[:3, 3] = [-1.5, 0.1 * number - 0.5, 1.5]
+    return pose
+
+
+def depth_of_room(pose: np.ndarray) -> np.ndarray:
+    """Metres along the optical axis `(HEIGHT, WIDTH)`: the room from within, the cupboard from outside."""
+    v, u = np.mgrid[0:HEIGHT, 0:WIDTH]
+    rays = np.stack([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], np.ones_like(u)], -1) @ pose[:3, :3].T
+    with np.errstate(divide="ignore"):
+        walls = np.sort(np.stack([(side - pose[:3, 3]) / rays for side in BOX]), 0)[1].min(-1)
+        sides = np.sort(np.stack([(side - pose[:3, 3]) / rays for side in CASE]), 0)
+    enters, leaves = sides[0].max(-1), sides[1].min(-1)
+    return np.where((enters > 0) & (enters < leaves), np.minimum(enters, walls), walls)
+
+
+def write_recording(path: Path, frames: int = 10, first: int = 0) -> None:
+    path.mkdir(parents=True, exist_ok=True)
+    for number in range(frames):
+        pose = room_from_camera(number)
+        stem = path / f"frame-{first + number:06d}"
+        millimetres = np.round(1000 * depth_of_room(pose)).astype(np.uint16)
+        millimetres[:5] = 65535
+        millimetres[5:8] = 0
+        cv2.imwrite(f"{stem}.depth.png", millimetres)
+        cv2.imwrite(f"{stem}.color.png", np.full((HEIGHT, WIDTH, 3), 102, np.uint8))
+        np.savetxt(f"{stem}.pose.txt", MAP_FROM_ROOM @ pose)
+    np.savetxt(path.parent / "camera-intrinsics.txt", K)
+
+
+@pytest.fixture(scope="module")
+def recording(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("rgbd") / "room"
+    write_recording(path)
+    return path
+
+
+def distance_to_surfaces(room: np.ndarray) -> np.ndarray:
+    """Metres `(N,)` from points in the room's frame to the room's walls or the cupboard's surface."""
+    wall = np.abs(np.concatenate([room - BOX[0], room - BOX[1]], 1)).min(1)
+    outside = np.maximum(np.maximum(CASE[0] - room, room - CASE[1]), 0)
+    inside = np.minimum(room - CASE[0], CASE[1] - room).min(1).clip(min=0)
+    return np.minimum(wall, np.linalg.norm(outside, axis=1) + inside)
+
+
+def test_points_lie_on_the_surfaces_and_none_between(recording: Path) -> None:
+    source = RgbdSource(recording)
+    scans = list(source.scans())
+    assert len(source) == 10 and [scan.frame for scan in scans] == list(range(10))
+    room_from_map = np.linalg.inv(MAP_FROM_ROOM)
+    for scan in scans:
+        assert len(scan.points) > 0.8 * WIDTH * HEIGHT / 16
+        room_from_lidar = room_from_map @ scan.map_from_lidar
+        room = scan.points[:, :3] @ room_from_lidar[:3, :3].T + room_from_lidar[:3, 3]
+        assert distance_to_surfaces(room).max() < 0.002
+    np.testing.assert_allclose(scans[0].points[:, 3], 0.4, atol=1e-6)
+    assert [scan.frame for scan in source.scans(8)] == [8, 9]
+
+
+def test_flying_pixels_are_left_out(tmp_path: Path) -> None:
+    write_recording(tmp_path / "room", frames=1)
+    file = tmp_path / "room" / "frame-000000.depth.png"
+    depth = cv2.imread(str(file), cv2.IMREAD_UNCHANGED)
+    mixed = cv2.blur(depth[8:], (2, 2))  # what sensors make of an edge: depths between the two surfaces
+    cv2.imwrite(str(file), np.concatenate([depth[:8], mixed]))
+    (scan,) = RgbdSource(tmp_path / "room").scans()
+    room_from_lidar = np.linalg.inv(MAP_FROM_ROOM) @ scan.map_from_lidar
+    room = scan.points[:, :3] @ room_from_lidar[:3, :3].T + room_from_lidar[:3, 3]
+    assert len(room) > 800 and distance_to_surfaces(room).max() < 0.06
+
+
+def test_back_projection_is_that_of_open3d(recording: Path) -> None:
+    source = RgbdSource(recording)
+    mine = source.read_points(source.frames[2])[:, :3]
+    intrinsics = o3d.camera.PinholeCameraIntrinsic(WIDTH, HEIGHT, K[0, 0], K[1, 1], K[0, 2], K[1, 2])
+    millimetres = cv2.imread(str(recording / "frame-000002.depth.png"), cv2.IMREAD_UNCHANGED)
+    theirs = o3d.geometry.PointCloud.create_from_depth_image(
+        o3d.geometry.Image(millimetres), intrinsics, depth_trunc=5.0
+    )
+    distance = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(mine)).compute_point_cloud_distance(theirs)
+    assert np.max(distance) < 1e-5
+
+
+def test_up_is_found_in_a_tilted_frame(recording: Path) -> None:
+    up = np.array(RgbdSource(recording).describe()["up"])
+    assert np.degrees(np.linalg.norm(up - MAP_FROM_ROOM[:3, 2])) < 0.5
+
+
+def test_up_without_level_surfaces_is_the_guess() -> None:
+    guess = np.array([0, -2.0, 0])
+    np.testing.assert_allclose(up_direction(np.zeros((0, 3)), np.zeros(0), guess), [0, -1, 0])
+    np.testing.assert_allclose(up_direction(np.array([[1.0, 0, 0]]), np.ones(1), guess), [0, -1, 0])
+
+
+def test_lost_poses_are_skipped_and_others_refused(tmp_path: Path) -> None:
+    write_recording(tmp_path / "room", frames=6)
+    for number, text in ((1, "nan " * 16), (2, "-inf " * 16), (3, "1.#QNAN " * 16)):
+        rows = "\n".join(" ".join(text.split()[4 * row : 4 * row + 4]) for row in range(4))
+        (tmp_path / "room" / f"frame-{number:06d}.pose.txt").write_text(rows)
+    assert [frame.index for frame in find_frames(tmp_path / "room")] == [0, 4, 5]
+    for text, says in (("1 2 3", "shape"), ("", "shape"), ("a b c d", "cannot be read"), ("7 0 0 0\n" * 4, "no pose")):
+        (tmp_path / "pose.txt").write_text(text)
+        with pytest.raises(InputError, match=says):
+            read_camera_pose(tmp_path / "pose.txt")
+
+
+def test_sequences_are_found_and_frames_held_out(tmp_path: Path) -> None:
+    write_recording(tmp_path / "chess" / "seq-01", frames=3, first=5)
+    write_recording(tmp_path / "chess" / "seq-02", frames=3)
+    source = open_source(tmp_path / "chess", hold_out=[1007])
+    assert isinstance(source, RgbdSource)
+    assert [frame.index for frame in source.frames] == [1005, 1006, 1007, 2000, 2001, 2002]
+    assert [scan.frame for scan in source.scans()] == [2000, 2001, 2002]
+    assert [image.frame for image in source.images] == [2000, 2001, 2002]
+    np.testing.assert_allclose(source.images[0].camera.matrix, K)
+    again = reopen_source(source.describe())
+    assert [scan.frame for scan in again.scans(1)] == [2001, 2002]
+
+
+def test_a_camera_file_goes_before_the_intrinsics_of_the_layout(recording: Path, tmp_path: Path) -> None:
+    other = RgbdSource(recording).camera.resize(2 * WIDTH, 2 * HEIGHT)
+    other.to_yaml(tmp_path / "camera.yaml")
+    assert RgbdSource(recording, tmp_path / "camera.yaml").camera.fx == pytest.approx(130.0)
+    assert RgbdSource(recording, tmp_path / "camera.yaml").describe()["camera"] == str(tmp_path / "camera.yaml")
+
+
+def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
+    write_recording(tmp_path / "room", frames=2)
+    file = tmp_path / "room" / "frame-000001.depth.png"
+    whole = file.read_bytes()
+    other_size = cv2.imencode(".png", np.full((10, 10), 1000, np.uint16))[1].tobytes()
+    grey = cv2.imencode(".png", np.full((HEIGHT, WIDTH), 100, np.uint8))[1].tobytes()
+    for content, says in (
+        (whole[:200], "whole PNG"),
+        (b"", "whole PNG"),
+        (grey, "16 bits"),
+        (other_size, "others are"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(InputError, match=says):
+            list(RgbdSource(tmp_path / "room").scans())
+    with pytest.raises(InputError, match="is no RGB-D recording"):
+        RgbdSource(tmp_path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_depth(tmp_path / "none.png")
+    with pytest.raises(InputError, match="hold out less"):
+        RgbdSource(tmp_path / "room", hold_out=[0, 1])
+    (tmp_path / "camera-intrinsics.txt").write_text("585 0 320")
+    with pytest.raises(InputError, match="camera-intrinsics"):
+        RgbdSource(tmp_path / "room")
+
+
+@pytest.mark.skipif("EP2PLOC_DATA" not in os.environ, reason="EP2PLOC_DATA does not name a directory of real data")
+def test_kitchen_is_level_and_its_floor_flat() -> None:
+    source = RgbdSource(Path(os.environ["EP2PLOC_DATA"]) / "rgbd_kitchen", hold_out=list(range(400, 1000)))
+    assert len(source) == 133 and max(image.frame for image in source.images) < 400
+    up = np.array(source.describe()["up"])
+    cloud = np.concatenate(
+        [scan.points[:, :3] @ scan.map_from_lidar[:3, :3].T + scan.map_from_lidar[:3, 3] for scan in source.scans()]
+    )
+    height = cloud @ up
+    floor = np.percentile(height, 1)
+    assert 1 < np.percentile(height, 99) - floor < 2.5
+    near_floor = cloud[np.abs(height - floor) < 0.1]
+    plane, inliers = o3d.geometry.PointCloud(o3d.utility.Vector3dVector(near_floor[::20])).segment_plane(0.02, 3, 500)
+    assert len(inliers) > 0.7 * len(near_floor[::20])
+    assert np.degrees(np.arccos(abs(plane[:3] @ up))) < 2
