@@ -159,7 +159,8 @@ def _zarr_rows(table: Table, point_map: PointMap, folder: Path, side: float) -> 
         group = zarr.open_group(folder / title.split()[1], mode="w")
         for name in point_map.info.tiles:
             array = np.load(point_map.path / "tiles" / name / "points.npy")
-            group.create_array(name, data=array.view(np.uint8).reshape(len(array), -1), chunks=(len(array), 23), **options)
+            rows = array.view(np.uint8).reshape(len(array), -1)
+            group.create_array(name, data=rows, chunks=rows.shape, **options)
 
         def ask(place: np.ndarray, group: Any = group) -> np.ndarray:
             near = [name for name, corner in local.items() if _reaches(corner, place, point_map.info.tile_size)]

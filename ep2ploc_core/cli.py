@@ -183,9 +183,35 @@ def localize(
     print(json.dumps(row))
     if overlay and result.map_from_camera is not None:
         points = point_map.query(result.map_from_camera[:3, 3], localizer.settings.radius)
-        write_image(draw_overlay(picture, lens, points, point_map.origin, result.map_from_camera), overlay)
+        pose = result.map_from_camera
+        write_image(draw_overlay(picture, lens, points, point_map.origin, pose, point_map.voxel_size), overlay)
     if result.status != "ok":
         console.print(f"refused: {result.reason}")
+
+
+@app.command("overlay")
+def draw_map(
+    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
+    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
+    camera: Annotated[Path, typer.Option(help="camera_calibration YAML or KITTI calibration.")],
+    pose: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: map_from_camera, camera axes right, down, forward.")],
+    out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")],
+    removed: Annotated[bool, typer.Option(help="Mark the points taken for hidden, too.")] = False,
+) -> None:
+    """Draw a map over an image from a pose, to judge the pose or the calibration."""
+    from ep2ploc_core.datasets.kitti import read_camera_file, read_image
+    from ep2ploc_core.map.point_map import PointMap
+    from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
+
+    point_map = PointMap.open(map_path)
+    picture = read_image(image)
+    lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
+    map_from_camera = _parse_prior(pose)
+    corner = np.hypot(1, np.hypot(lens.width / lens.fx, lens.height / lens.fy))  # how far off the axis a corner may be
+    points = point_map.query(map_from_camera[:3, 3], SETTINGS.farthest * corner)
+    drawn = draw_overlay(picture, lens, points, point_map.origin, map_from_camera, point_map.voxel_size, removed)
+    write_image(drawn, out)
+    console.print(f"{out}: written")
 
 
 @app.command()
@@ -344,7 +370,7 @@ def _parse_prior(text: str) -> np.ndarray:
     except ValueError:
         numbers = []
     if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
-        raise InputError(f"The prior '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
+        raise InputError(f"The pose '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
     return se3.from_quaternion(np.array(numbers[:3]), np.array(numbers[3:]))
 
 

@@ -33,9 +33,9 @@ class VisibilitySettings:
     smallest of which a window spans the gap to its neighbours. With three sizes, gaps of up to 28 pixels are closed;
     more would serve for walls very near, but then the few points that moving things left near the camera's way would
     hide whole parts of the image. slope: a surface goes on into the next cell when it is deeper there by at most this
-    share. Points up to `tolerance_metres` or
-    `tolerance_share` of their depth behind the surface stay. margin: the image is widened on each side by this share of
-    its width and height, so that a wrong prior does not lose what the camera sees.
+    share. Points up to `tolerance_metres` or `tolerance_share` of their depth behind the surface stay. margin: the
+    image is widened on each side by this share of its width and height, so that a wrong prior does not lose what the
+    camera sees.
     """
 
     window: int = 7
@@ -140,9 +140,9 @@ def surface_depth(
 class _Views:
     """B pinhole views of `width` x `height` pixels, margins included; the first is number `first` of all.
 
-    sides `(B, 6, 4)` of the frustums: times a point `(x, y, z, 1)` they give numbers that are positive inside. The first
-    is the column of the point times its depth, counted from the left edge of the image, the third the row times the
-    depth, the fifth the depth beyond the nearest. corner: column and row of pixel (0, 0). focal `(B,)`: in pixels.
+    sides `(B, 6, 4)` of the frustums: times a point `(x, y, z, 1)` they give numbers that are positive inside. The
+    first is the column of the point times its depth, counted from the left edge of the image, the third the row times
+    the depth, the fifth the depth beyond the nearest. corner: column and row of pixel (0, 0). focal `(B,)`: pixels.
     """
 
     sides: Tensor

@@ -202,5 +202,6 @@ def _pictures(
     for name, row in shown.items():
         pose = np.array(row["map_from_camera"])
         near = point_map.query(pose[:3, 3], 60.0)
-        picture = draw_overlay(queries.image(row["query"]), queries.camera, near, point_map.origin, pose)
+        image, spacing = queries.image(row["query"]), point_map.voxel_size
+        picture = draw_overlay(image, queries.camera, near, point_map.origin, pose, spacing)
         write_image(picture, out / f"overlay_{name}_{row['translation_error_m']:.2f}m.png")

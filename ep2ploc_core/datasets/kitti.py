@@ -116,7 +116,7 @@ def read_scan(path: Path) -> np.ndarray:
     scan = np.fromfile(path, "<f4").reshape(-1, 4)
     scan = scan[np.isfinite(scan).all(1)]
     plausible = (np.abs(scan[:, :3]) < FARTHEST_POINT).all(1) & (scan[:, 3] >= 0)
-    if plausible.sum() < 0.5 * len(scan):  # of random bytes about one row in ten passes
+    if plausible.sum() < 0.5 * len(scan):  # of random bytes 8 % of the rows pass
         raise InputError(f"The scan {path} holds no LiDAR points; give float32 x, y, z, reflectance as KITTI writes.")
     scan = scan[plausible]
     scan[:, 3] = (scan[:, 3] / intensity_range(float(scan[:, 3].max(initial=0)))).clip(0, 1)

@@ -97,7 +97,7 @@ class KittiOdometrySource:
         }
 
     def poses_of_camera0(self, map_from_lidar: np.ndarray) -> np.ndarray:
-        """Poses `(N, 4, 4)` of the LiDAR in the map as the benchmark gives them, those of camera0 in its first frame."""
+        """Poses `(N, 4, 4)` of the LiDAR in the map as the benchmark gives them: of camera0 in its first frame."""
         moved: np.ndarray = self._camera0_from_lidar @ map_from_lidar @ np.linalg.inv(self._camera0_from_lidar)
         return moved
 

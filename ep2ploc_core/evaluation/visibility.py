@@ -39,8 +39,8 @@ BESIDE = ((0.0, 0.0), (0.6, 6.0))  # where cameras stand beside the drive: metre
 
 @dataclass(frozen=True)
 class JudgedView:
-    """A cloud `(N, 3)` with its spacing in metres, seen by a camera of `size` pixels: `inside` are the points before it,
-    `truth` `(M,)` which of them are truly visible."""
+    """A cloud `(N, 3)` with its spacing in metres, seen by a camera of `size` pixels: `inside` are the points in front
+    of it, `truth` `(M,)` which of them are truly visible."""
 
     xyz: Tensor
     spacing: float

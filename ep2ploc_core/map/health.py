@@ -14,8 +14,8 @@ _THIN = 0.3  # points per square metre
 
 @dataclass
 class MapReport:
-    """low, high `(3,)`: the extent in the coordinates of the recording, metres. bytes: on disk. problems: sentences, none
-    when the map is well."""
+    """low, high `(3,)`: the extent in the coordinates of the recording, metres. bytes: on disk. problems: sentences,
+    none when the map is well."""
 
     low: np.ndarray
     high: np.ndarray
