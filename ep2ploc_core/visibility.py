@@ -14,7 +14,7 @@ near and far, and no tolerance, which lets through what stands behind a near wal
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
 
 import torch
@@ -27,29 +27,30 @@ _CPU_BLOCK, _GPU_BLOCK = 1 << 16, 1 << 26
 
 @dataclass(frozen=True)
 class VisibilitySettings:
-    """Lengths in metres. They were chosen on ray-cast streets (`ep2ploc_core.evaluation.visibility`).
+    """Lengths in metres. Chosen on ray-cast streets (`ep2ploc_core.evaluation.visibility`) and two recorded ones.
 
     window: of the pooling, in cells. A point is drawn in cells of 1, 2, 4 ... pixels, `scales` sizes in all: the
     smallest of which a window spans the gap to its neighbours. With three sizes, gaps of up to 28 pixels are closed;
     more would serve for walls very near, but then the few points that moving things left near the camera's way would
     hide whole parts of the image. slope: a surface goes on into the next cell when it is deeper there by at most this
-    share. Points up to `tolerance_metres` or `tolerance_share` of their depth behind the surface stay. margin: the
-    image is widened on each side by this share of its width and height, so that a wrong prior does not lose what the
-    camera sees.
+    share. Points up to `tolerance_gaps` spacings or `tolerance_share` of their depth behind the surface stay. margin:
+    the image is widened on each side by this share of its width and height, so that a wrong prior does not lose what
+    the camera sees.
     """
 
     window: int = 7
     scales: int = 3
     slope: float = 0.15
-    tolerance_metres: float = 0.3
+    tolerance_gaps: float = 1.5
     tolerance_share: float = 0.03
-    nearest: float = 1.0
+    nearest: float = 0.3
     farthest: float = 60.0
     margin: float = 0.0
 
-    def reach(self, surface: Tensor) -> Tensor:
-        """The greatest depth that still counts as on a surface, for depths of that surface in metres, any shape."""
-        return torch.maximum(surface + self.tolerance_metres, surface / (1 - self.tolerance_share))
+    def reach(self, surface: Tensor, spacing: float) -> Tensor:
+        """The greatest depth that still counts as on a surface of points `spacing` metres apart, for depths of that
+        surface in metres, any shape."""
+        return torch.maximum(surface + self.tolerance_gaps * spacing, surface / (1 - self.tolerance_share))
 
 
 @dataclass(frozen=True)
@@ -94,12 +95,13 @@ def remove_invisible(
     """
     parts = []
     for views in _Views.of(camera_from_map, intrinsics, size, settings).blocks(xyz):
-        points = views.project(xyz)
-        column, row = views.cells(points)
-        surface = views.surface(points, column, row, spacing, settings)
-        cell = (points.view * views.height + row) * views.width + column
-        kept = points.select(points.depths <= settings.reach(surface.reshape(-1).index_select(0, cell)))
-        parts.append(replace(kept, view=kept.view + views.first))
+        pieces = list(views.project(xyz))
+        surface = views.surface(pieces, spacing, settings).reshape(-1)
+        for points in pieces:
+            column, row = views.cells(points)
+            cell = (points.view * views.height + row) * views.width + column
+            kept = points.select(points.depths <= settings.reach(surface.index_select(0, cell), spacing))
+            parts.append(replace(kept, view=kept.view + views.first))
     return ProjectedPoints.concatenate(parts)
 
 
@@ -114,8 +116,7 @@ def project_inside(
     `remove_invisible`."""
     parts = []
     for views in _Views.of(camera_from_map, intrinsics, size, settings).blocks(xyz):
-        points = views.project(xyz)
-        parts.append(replace(points, view=points.view + views.first))
+        parts += [replace(points, view=points.view + views.first) for points in views.project(xyz)]
     return ProjectedPoints.concatenate(parts)
 
 
@@ -131,8 +132,7 @@ def surface_depth(
     pose. H and W are those of the image with its margins. Arguments as for `remove_invisible`."""
     parts = []
     for views in _Views.of(camera_from_map, intrinsics, size, settings).blocks(xyz):
-        points = views.project(xyz)
-        parts.append(views.surface(points, *views.cells(points), spacing, settings))
+        parts.append(views.surface(views.project(xyz), spacing, settings))
     return torch.cat(parts)
 
 
@@ -177,12 +177,12 @@ class _Views:
             some = slice(first, first + count)
             yield replace(self, sides=self.sides[some], focal=self.focal[some], first=first)
 
-    def project(self, xyz: Tensor) -> ProjectedPoints:
-        """The points `(N, 3)` inside the frustums. Piece by piece, so that one piece's numbers stay in the cache."""
+    def project(self, xyz: Tensor) -> Iterator[ProjectedPoints]:
+        """The points `(N, 3)` inside the frustums, in pieces whose numbers stay in a CPU's cache and in memory that the
+        process has: memory that is asked for anew costs more time than the arithmetic."""
         sides = self.sides.reshape(-1, 4)
         step = _CPU_BLOCK if xyz.device.type == "cpu" else max(1, _GPU_BLOCK // len(self.sides))
         corner = self.sides.new_tensor(self.corner) + 0.5
-        parts = []
         for start in range(0, max(1, len(xyz)), step):
             piece = xyz[start : start + step]
             with torch.autocast(xyz.device.type, enabled=False):  # pixels need more than half precision
@@ -192,8 +192,7 @@ class _Views:
             column, row, depths = (values.view(-1).index_select(0, place + side * len(piece)) for side in (0, 2, 4))
             depths += self.nearest
             pixels = torch.stack([column.div_(depths), row.div_(depths)], 1).sub_(corner)
-            parts.append(ProjectedPoints(view, index + start, pixels, depths))
-        return ProjectedPoints.concatenate(parts)
+            yield ProjectedPoints(view, index + start, pixels, depths)
 
     def cells(self, points: ProjectedPoints) -> tuple[Tensor, Tensor]:
         """Column and row `(M,)` int64 of each point in the widened image."""
@@ -201,22 +200,21 @@ class _Views:
         row = (points.pixels[:, 1] + (self.corner[1] + 0.5)).long().clamp_(0, self.height - 1)
         return column, row
 
-    def surface(
-        self, points: ProjectedPoints, column: Tensor, row: Tensor, spacing: float, settings: VisibilitySettings
-    ) -> Tensor:
+    def surface(self, pieces: Iterable[ProjectedPoints], spacing: float, settings: VisibilitySettings) -> Tensor:
         """Depth `(B, H, W)` of the surface that the points make in the widened image, inf where there is none."""
         least, sizes = settings.window, [2**scale for scale in range(settings.scales)]
         shapes = [(max(-(-self.height // size), least), max(-(-self.width // size), least)) for size in sizes]
         lengths = [height * width for height, width in shapes]
-        starts = torch.tensor([sum(lengths[:scale]) for scale in range(settings.scales)], device=points.view.device)
-        widths = torch.tensor([width for _, width in shapes], device=points.view.device)
-
-        gap = self.focal.index_select(0, points.view).mul_(2 * spacing / settings.window).div_(points.depths)
-        scale = gap.log2_().clamp_(0, settings.scales - 1).long()
-        cell = (row >> scale).mul_(widths.index_select(0, scale)).add_(column >> scale)
-        cell.add_(starts.index_select(0, scale)).add_(points.view * sum(lengths))
-        buffer = points.depths.new_full((len(self.sides) * sum(lengths),), torch.inf)
-        buffer.scatter_reduce_(0, cell, points.depths, "amin")
+        starts = torch.tensor([sum(lengths[:scale]) for scale in range(settings.scales)], device=self.focal.device)
+        widths = torch.tensor([width for _, width in shapes], device=self.focal.device)
+        buffer = self.focal.new_full((len(self.sides) * sum(lengths),), torch.inf)
+        for points in pieces:
+            gap = self.focal.index_select(0, points.view).mul_(2 * spacing / settings.window).div_(points.depths)
+            scale = gap.log2_().clamp_(0, settings.scales - 1).long()
+            column, row = self.cells(points)
+            cell = (row >> scale).mul_(widths.index_select(0, scale)).add_(column >> scale)
+            cell.add_(starts.index_select(0, scale)).add_(points.view * sum(lengths))
+            buffer.scatter_reduce_(0, cell, points.depths, "amin")
 
         levels = buffer.view(len(self.sides), -1).split(lengths, 1)
         surface = buffer.new_full((len(self.sides), *shapes[-1]), torch.inf)
@@ -240,7 +238,7 @@ def _closed_surface(depth: Tensor, settings: VisibilitySettings) -> Tensor:
 def _pooled(grid: Tensor, window: int, extreme: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """The extremes `(B, H - window + 1, W - window + 1)` of all square windows inside a grid `(B, H, W)`.
 
-    Along each axis in pairs, then pairs of pairs: log2(window) steps over whole arrays, on a CPU some 60 times as fast
+    Along each axis in pairs, then pairs of pairs: log2(window) steps over whole arrays, on a CPU some 70 times as fast
     as torch's own max pooling.
     """
     for axis in (2, 1):

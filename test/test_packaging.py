@@ -21,9 +21,9 @@ MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 # Names under which rosdep knows Python packages; torch comes with torchvision, what maps to None has no key.
 ROSDEP = {
     "cv2": "python3-opencv", "kiss_icp": None, "matplotlib": "python3-matplotlib", "numpy": "python3-numpy",
-    "omegaconf": None, "open3d": "python3-open3d-pip", "rich": "python3-rich", "rosbags": "python3-rosbags-pip", "safetensors": None,
-    "scipy": "python3-scipy", "tensorboard": "python3-tensorboard-pip", "timm": "python3-timm-pip",
-    "torch": "python3-torchvision-pip", "typer": "python3-typer", "yaml": "python3-yaml",
+    "omegaconf": None, "open3d": "python3-open3d-pip", "rich": "python3-rich", "rosbags": "python3-rosbags-pip",
+    "safetensors": None, "scipy": "python3-scipy", "tensorboard": "python3-tensorboard-pip",
+    "timm": "python3-timm-pip", "torch": "python3-torchvision-pip", "typer": "python3-typer", "yaml": "python3-yaml",
 }  # fmt: skip
 OURS = {"ep2ploc_core", "ep2ploc_ros"}
 

@@ -51,9 +51,10 @@ class SamplingSettings:
 
 @dataclass
 class Surface:
-    """What a camera at a pose sees first: depth `(H, W)`, metres."""
+    """What a camera at a pose sees first of points `spacing` metres apart: depth `(H, W)`, metres."""
 
     depth: Tensor
+    spacing: float
     camera: Camera
     camera_from_map: Tensor
 
@@ -62,7 +63,7 @@ class Surface:
         column, row, depth, inside = _cells(xyz, self.camera_from_map, self.camera)
         height, width = self.depth.shape
         limit = self.depth[row.clamp(0, height - 1), column.clamp(0, width - 1)].float()
-        return inside & (depth > settings.reach(limit))
+        return inside & (depth > settings.reach(limit, self.spacing))
 
 
 @dataclass
@@ -368,7 +369,7 @@ class Sampler:
             torch.from_numpy(scene.points.xyz), pose, camera.intrinsics_tensor(), (camera.width, camera.height),
             scene.spacing, replace(self.visibility, margin=0.0),
         )  # fmt: skip
-        return Surface(depth[0].half(), camera, pose)
+        return Surface(depth[0].half(), scene.spacing, camera, pose)
 
 
 def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) -> Tensor:

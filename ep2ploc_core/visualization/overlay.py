@@ -14,10 +14,10 @@ from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.visibility import ProjectedPoints, VisibilitySettings, project_inside, remove_invisible, surface_depth
 
-REMOVED = (190, 90, 190)  # a colour that no depth has
+REMOVED = (150, 70, 150)  # a colour that no depth has
 SETTINGS = VisibilitySettings()
-_NEAREST, _FARTHEST = 2.0, 60.0  # metres at the ends of the colours
-_LEGEND = (2, 5, 10, 20, 50)  # metres
+_ENDS = (10, 300)  # spacings of the points at the ends of the colours: 2 and 60 m where points are 0.2 m apart
+_LEGEND = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100, 200)  # metres
 # From red to blue, without the very ends of the colour map, which are too dark to be seen.
 _COLORS = cv2.applyColorMap(np.arange(240, 19, -1, dtype=np.uint8)[:, None], cv2.COLORMAP_TURBO)[:, 0, ::-1]
 _EDGE_STEP = 0.2  # a point is at an edge where the surface beside it is deeper by this share
@@ -50,22 +50,25 @@ def draw_overlay(
     visible = remove_invisible(*view, spacing, SETTINGS)
     grey = flat.mean(2, keepdims=True)
     out = np.ascontiguousarray((0.3 * flat + 0.4 * grey).astype(np.uint8))
-    radius = round(camera.width / 1000)
+    # Marks of one pixel at a width of 640, of three at 1242, and larger where there are few.
+    sparse = camera.width * camera.height > 36 * len(visible)
+    radius = round(camera.width / 1300) + int(sparse)
     if removed:
         hidden = inside.select(~torch.isin(inside.index, visible.index))
-        _paint(out, hidden, np.tile(np.uint8(REMOVED), (len(hidden), 1)), max(0, radius - 1))
-    edges = _at_edges(visible, surface_depth(*view, spacing, SETTINGS)[0].numpy())
+        _paint(out, hidden, np.tile(np.array(REMOVED, np.uint8), (len(hidden), 1)), max(0, radius - 1))
+    edges = _at_edges(visible, surface_depth(*view, spacing, SETTINGS)[0].numpy(), spacing)
     for chosen, size in ((~edges, radius), (edges, radius + 1)):
         some = visible.select(torch.from_numpy(chosen))
-        _paint(out, some, depth_colors(some.depths.numpy()), size)
-    _draw_legend(out)
+        _paint(out, some, depth_colors(some.depths.numpy(), spacing), size)
+    _draw_legend(out, spacing)
     return out
 
 
-def depth_colors(depths: np.ndarray) -> np.ndarray:
-    """Colours `(N, 3)` uint8 RGB of depths `(N,)` in metres: red at 2 m, over yellow and green to blue at 60 m; like
-    steps for like ratios."""
-    share = np.log(np.asarray(depths) / _NEAREST) / np.log(_FARTHEST / _NEAREST)
+def depth_colors(depths: np.ndarray, spacing: float) -> np.ndarray:
+    """Colours `(N, 3)` uint8 RGB of depths `(N,)` in metres, from red over yellow and green to blue, like steps for
+    like ratios: 10 to 300 times the `spacing` of the points, in metres."""
+    first, last = np.log(np.array(_ENDS) * spacing)
+    share = (np.log(depths) - first) / (last - first)
     colors: np.ndarray = _COLORS[np.round(share.clip(0, 1) * (len(_COLORS) - 1)).astype(int)]
     return colors
 
@@ -92,12 +95,12 @@ def _local(points: MapPoints, origin: np.ndarray, map_from_camera: np.ndarray) -
     return torch.from_numpy(xyz), torch.from_numpy(camera_from_local)
 
 
-def _at_edges(points: ProjectedPoints, surface: np.ndarray) -> np.ndarray:
+def _at_edges(points: ProjectedPoints, surface: np.ndarray, spacing: float) -> np.ndarray:
     """Which points `(M,)` have, within three pixels, a surface `(H, W)` that is well behind them."""
     column, row = points.pixels.round().long().numpy().T
     deepest = cv2.dilate(np.where(np.isfinite(surface), surface, 0), np.ones((7, 7), np.uint8))
     row, column = row.clip(0, surface.shape[0] - 1), column.clip(0, surface.shape[1] - 1)
-    at_edge: np.ndarray = deepest[row, column] > (1 + _EDGE_STEP) * points.depths.numpy() + SETTINGS.tolerance_metres
+    at_edge: np.ndarray = deepest[row, column] > (1 + _EDGE_STEP) * points.depths.numpy() + 2 * spacing
     return at_edge
 
 
@@ -113,17 +116,18 @@ def _paint(out: np.ndarray, points: ProjectedPoints, colors: np.ndarray, radius:
     out.reshape(-1, 3)[(rows * width + columns).ravel()] = np.repeat(colors[order], len(steps) ** 2, axis=0)
 
 
-def _draw_legend(out: np.ndarray) -> None:
+def _draw_legend(out: np.ndarray, spacing: float) -> None:
     """A bar of the colours with depths in metres below it, in the upper left corner."""
     height, width = out.shape[:2]
     unit = max(6, round(min(width / 60, height / 24)))  # of the letters' height
     bar, left = 18 * unit, unit
     if bar + 4 * unit > width or 5 * unit > height:
         return  # an image too small for it
-    depths = _NEAREST * (_FARTHEST / _NEAREST) ** np.linspace(0, 1, bar)
+    depths = np.geomspace(_ENDS[0] * spacing, _ENDS[1] * spacing, bar)
     out[: 3 * unit + unit // 2, : bar + 4 * unit] //= 3
-    out[unit // 2 : unit // 2 + unit, left : left + bar] = depth_colors(depths)
-    for metres in _LEGEND:
+    out[unit // 2 : unit // 2 + unit, left : left + bar] = depth_colors(depths, spacing)
+    shown = [metres for metres in _LEGEND if depths[0] * 0.99 <= metres <= depths[-1]]
+    for metres in shown:
         x = left + int(np.searchsorted(depths, metres))
-        text = f"{metres} m" if metres == _LEGEND[-1] else f"{metres}"
+        text = f"{metres:g} m" if metres == shown[-1] else f"{metres:g}"
         cv2.putText(out, text, (x, 3 * unit), cv2.FONT_HERSHEY_SIMPLEX, unit / 22, (255, 255, 255), 1, cv2.LINE_AA)

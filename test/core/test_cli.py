@@ -99,7 +99,7 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
-        (("map", "build", "no/drive", "--out", "{tmp}/m"), "is not a KITTI raw drive"),
+        (("map", "build", "no/drive", "--out", "{tmp}/m"), "does not exist; give a KITTI raw drive"),
         (("map", "info", "{tmp}"), "is not a map directory"),
         (("localize", "{tmp}", "{image}", "--camera", "{camera}"), "is not a map directory"),
         (("localize", "{map}", "no.png", "--camera", "{camera}"), "does not exist"),

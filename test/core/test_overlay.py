@@ -41,16 +41,16 @@ def pixels_of(points_camera: np.ndarray, camera: Camera) -> np.ndarray:
 def scattered() -> np.ndarray:
     """Points of many depths, far apart in the image and away from the legend."""
     column, row = np.meshgrid(np.arange(30, 620, 45), np.arange(110, 460, 45))
-    depth = np.random.default_rng(0).uniform(2.5, 55, column.size)
+    depth = np.random.default_rng(0).uniform(1, 14, column.size)
     x, y = (column.ravel() - 310) / 500, (row.ravel() - 250) / 510
     return np.c_[x * depth, y * depth, depth]
 
 
 def test_every_point_has_the_colour_of_its_depth_where_opencv_projects_it() -> None:
     points = scattered()
-    drawn = overlay(np.zeros((480, 640, 3), np.uint8), PINHOLE, points, 0.01)
+    drawn = overlay(np.zeros((480, 640, 3), np.uint8), PINHOLE, points, 0.05)
     column, row = pixels_of(points, PINHOLE).T
-    np.testing.assert_array_equal(drawn[row, column], depth_colors(points[:, 2]))
+    np.testing.assert_array_equal(drawn[row, column], depth_colors(points[:, 2], 0.05))
     assert not drawn[row + 5, column].any() and not drawn[row, column - 5].any()  # marks are small
 
 
@@ -59,9 +59,9 @@ def test_with_a_bent_lens_marks_lie_on_what_the_image_shows_there() -> None:
     image = np.zeros((480, 640, 3), np.uint8)
     for place in pixels_of(points, LENS).tolist():
         cv2.circle(image, place, 5, (255, 255, 255), -1)
-    drawn = overlay(image, LENS, points, 0.01)
+    drawn = overlay(image, LENS, points, 0.05)
     column, row = pixels_of(points, PINHOLE).T
-    np.testing.assert_array_equal(drawn[row, column], depth_colors(points[:, 2]))
+    np.testing.assert_array_equal(drawn[row, column], depth_colors(points[:, 2], 0.05))
     assert (np.abs(pixels_of(points, LENS) - pixels_of(points, PINHOLE)).max(1) > 8).sum() > 5  # the lens bends
     for x, y in ((2, 2), (-2, 2), (2, -2), (-2, -2)):
         assert (drawn[row + y, column + x] > 150).all()
@@ -70,8 +70,8 @@ def test_with_a_bent_lens_marks_lie_on_what_the_image_shows_there() -> None:
 def test_the_nearer_of_two_points_is_drawn_over_the_farther() -> None:
     points = np.array([[0.0, 0, 10], [0, 0, 10.2], [0.021, 0, 10.1]])
     for order in ([0, 1, 2], [2, 1, 0]):
-        drawn = overlay(np.zeros((480, 640, 3), np.uint8), PINHOLE, points[order], 0.01)
-        np.testing.assert_array_equal(drawn[250, 310], depth_colors(np.array([10.0]))[0])
+        drawn = overlay(np.zeros((480, 640, 3), np.uint8), PINHOLE, points[order], 0.05)
+        np.testing.assert_array_equal(drawn[250, 310], depth_colors(np.array([10.0]), 0.05)[0])
 
 
 def test_hidden_points_are_marked_only_when_asked_for_and_unlike_any_depth() -> None:
@@ -84,7 +84,7 @@ def test_hidden_points_are_marked_only_when_asked_for_and_unlike_any_depth() -> 
     plain = overlay(black, PINHOLE, np.r_[wall, hidden], 0.2)
     inner = row < 340
     assert (marked[row, column][inner] == REMOVED).all() and not plain[row, column][inner].any()
-    depths = depth_colors(np.linspace(0.5, 100, 500)).astype(int)
+    depths = depth_colors(np.linspace(0.5, 100, 500), 0.2).astype(int)
     assert np.abs(depths - REMOVED).sum(1).min() > 100
 
 
@@ -95,7 +95,7 @@ def test_points_at_the_edge_of_a_thing_are_larger() -> None:
     drawn = overlay(
         np.zeros((480, 640, 3), np.uint8), PINHOLE, np.r_[board, np.c_[back_x, back_y, np.full(back_x.size, 20.0)]], 0.1
     )
-    near = (drawn == depth_colors(np.array([5.0]))[0]).all(2)
+    near = (drawn == depth_colors(np.array([5.0]), 0.1)[0]).all(2)
     column, row = pixels_of(np.array([[0.5, 0.0, 5.0], [0.2, 0.0, 5.0]]), PINHOLE).T
     size = [near[r, c - 4 : c + 5].sum() for r, c in zip(row, column, strict=True)]
     assert size[0] > size[1] > 0
@@ -145,7 +145,7 @@ def test_the_command_draws_the_map(site: Path, monkeypatch: pytest.MonkeyPatch) 
     drawn = cv2.imread(str(site / "out.png"))[..., ::-1]
     points = scattered()
     column, row = pixels_of(points, PINHOLE).T
-    expected = depth_colors(points[:, 2]).astype(int)
+    expected = depth_colors(points[:, 2], 0.05).astype(int)
     assert np.abs(drawn[row, column] - expected).max() <= 8  # depths change in the map's single precision
 
 

@@ -66,7 +66,7 @@ def reference(
     stay = set()
     for index, (row, column, z) in places.items():
         limit = surface[row, column]
-        if z <= limit + settings.tolerance_metres or z <= limit / (1 - settings.tolerance_share):
+        if z <= limit + settings.tolerance_gaps * spacing or z <= limit / (1 - settings.tolerance_share):
             stay.add(index)
     return stay, surface
 
@@ -115,7 +115,9 @@ def test_pixels_and_depths_are_those_of_the_projection() -> None:
     camera = xyz @ pose[:3, :3].T + pose[:3, 3]
     fx, fy, cx, cy = INTRINSICS.double().numpy()
     pixels = np.c_[camera[:, 0] / camera[:, 2] * fx + cx, camera[:, 1] / camera[:, 2] * fy + cy]
-    inside = (camera[:, 2] > 1) & (camera[:, 2] < 60) & (pixels > -0.5).all(1) & (pixels < np.array(SIZE) - 0.5).all(1)
+    inside = (
+        (camera[:, 2] > 0.3) & (camera[:, 2] < 60) & (pixels > -0.5).all(1) & (pixels < np.array(SIZE) - 0.5).all(1)
+    )
     found = project_inside(torch.from_numpy(xyz).float(), torch.from_numpy(pose).float(), INTRINSICS, SIZE)
     np.testing.assert_array_equal(found.index.numpy(), np.flatnonzero(inside))
     np.testing.assert_allclose(found.pixels.numpy(), pixels[inside], atol=1e-3)
