@@ -170,6 +170,12 @@ class Camera:
             )
         model = OTHER_NAMES.get(distortion_model, distortion_model) or "plumb_bob"
         coefficients = tuple(float(value) for value in distortion)
+        # OpenCV writes as many as its fullest model has, the unused ones zero.
+        most = max(DISTORTION_MODELS.get(model, (0,)))
+        if model == "plumb_bob" and len(coefficients) > most:
+            model, most = "rational_polynomial", max(DISTORTION_MODELS["rational_polynomial"])
+        if not any(coefficients[most:]):
+            coefficients = coefficients[:most]
         if not coefficients or (model != "equidistant" and not any(coefficients)):
             model, coefficients = "none", ()
         return cls(int(width), int(height), fx, fy, cx, cy, model, coefficients)

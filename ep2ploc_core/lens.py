@@ -29,6 +29,7 @@ DISTORTION_MODELS = {"none": (0,), "plumb_bob": (4, 5), "rational_polynomial": (
 
 NEWTON_STEPS = 60  # 4 do for a usual lens; at the very limit, where the Jacobian vanishes, each only halves the error
 HALVINGS = 30
+NOTHING = 1e-12
 SOLVED = 1e-12  # of the distorted plane: with a focal length of 1e4 pixels, 1e-8 pixels
 ACCEPTED = 1e-10
 TABLE_SIZE = 1025
@@ -39,6 +40,8 @@ INSIDE = 1 - 1e-9
 @lru_cache(maxsize=64)
 def lens_of(distortion_model: str, distortion: tuple[float, ...]) -> Lens:
     """The lens of a model of `DISTORTION_MODELS` and its coefficients in OpenCV's order."""
+    # What rounds to nothing would make roots that are no numbers.
+    distortion = tuple(0.0 if abs(value) < NOTHING else value for value in distortion)
     if distortion_model == "equidistant":
         return Lens((1.0, *distortion), (1.0,), (0.0, 0.0), True)
     k1, k2, p1, p2, k3, k4, k5, k6 = (*distortion, *[0.0] * 8)[:8]

@@ -157,7 +157,8 @@ class _Views:
     def of(
         cls, camera_from_map: Tensor, intrinsics: Tensor, size: tuple[int, int], settings: VisibilitySettings
     ) -> _Views:
-        camera_from_map = camera_from_map.reshape(-1, 4, 4)
+        count = max(camera_from_map.numel() // 16, intrinsics.numel() // 4)
+        camera_from_map = camera_from_map.reshape(-1, 4, 4).expand(count, 4, 4)
         corner = (round(settings.margin * size[0]), round(settings.margin * size[1]))
         width, height = size[0] + 2 * corner[0], size[1] + 2 * corner[1]
         focal_x, focal_y, centre_x, centre_y = intrinsics.reshape(-1, 4, 1).unbind(1)

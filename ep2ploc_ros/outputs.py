@@ -68,8 +68,9 @@ class Outputs:
             if self._overlay.get_subscription_count():
                 colours = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB) if image.ndim == 2 else image
                 points = point_map.query(found.map_from_camera[:3, 3], _OVERLAY_RADIUS)
-                pose = found.map_from_camera
-                drawn = draw_overlay(colours, camera, points, point_map.origin, pose, point_map.voxel_size)
+                drawn = draw_overlay(
+                    colours, camera, points, point_map.origin, found.map_from_camera, point_map.voxel_size
+                )
                 self._overlay.publish(image_to_message(drawn, source))
 
     def _publish_path(self, pose: PoseStamped) -> None:

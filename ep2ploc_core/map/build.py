@@ -28,6 +28,7 @@ from ep2ploc_core.map.voxel_grid import VoxelGrid, voxel_positions
 Z_UP = (0.0, 0.0, 1.0)
 _PIECE_ROWS = 1_500_000  # voxels in memory before they are put aside
 _PIECE_SCANS = 200
+_FAR = 10_000.0  # metres
 _NORMAL_VOXELS = 3  # radius of the neighbourhood that a normal comes from
 _FULL_DISK = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -94,8 +95,7 @@ def _gather(
     grid, images = VoxelGrid(settings.voxel_size, work.origin), []
     for number, scan in enumerate(source.scans(work.scans_done), work.scans_done + 1):
         if number == 1:
-            # Whole kilometres: small maps keep their coordinates, and float32 is fine to a millimetre in all others.
-            work.origin = grid.origin = np.round(scan.map_from_lidar[:3, 3] / 1000) * 1000 + 0.0
+            work.origin = grid.origin = _choose_origin(scan.map_from_lidar[:3, 3])
         grid.add(scan)
         if settings.thin_ghosts and scan.viewpoints is None:
             pose = np.linalg.inv(scan.map_from_lidar)
@@ -106,6 +106,11 @@ def _gather(
             grid.clear()
             images.clear()
         progress("reading scans", number, len(source))
+
+
+def _choose_origin(place: np.ndarray) -> np.ndarray:
+    """Zero where float32 is fine to a millimetre, so that such maps keep their coordinates; else whole kilometres."""
+    return np.round(place / 1000) * 1000 + 0.0 if np.abs(place).max() > _FAR else np.zeros(3)
 
 
 def _merge(work: BuildDirectory, settings: BuildSettings, progress: Callable[[str, int, int], None]) -> None:

@@ -43,9 +43,7 @@ def drive(tmp_path_factory: pytest.TempPathFactory) -> KittiDrive:
             pixels = numbers.integers(0, 256, (48, 64, 3), dtype=np.uint8)
             cv2.imwrite(str(path / "image_02" / "data" / f"{k:010}.png"), pixels)
         if k != 1:
-            numbers.normal(size=(20 + k, 4)).astype(np.float32).tofile(
-                path / "velodyne_points" / "data" / f"{k:010}.bin"
-            )
+            numbers.random((20 + k, 4)).astype(np.float32).tofile(path / "velodyne_points" / "data" / f"{k:010}.bin")
     stamps = "\n".join(f"2011-09-26 13:02:25.{k}00000001" for k in range(5))
     (path / "image_02" / "timestamps.txt").write_text(stamps)
     poses = "\n".join(f"1 0 0 {k} 0 1 0 0 0 0 1 0" for k in range(5))
