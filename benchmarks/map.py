@@ -119,8 +119,10 @@ def main() -> None:
         results: multiprocessing.Queue = multiprocessing.get_context("spawn").Queue()  # type: ignore[type-arg]
         builder = multiprocessing.get_context("spawn").Process(target=_build, args=(points, folder / "map", results))
         builder.start()
-        took, peak, before = results.get()
         builder.join()
+        if builder.exitcode:
+            raise SystemExit("The build failed; its error is above.")
+        took, peak, before = results.get()
         begun = time.perf_counter()
         point_map = PointMap.open(folder / "map")
         opened = time.perf_counter() - begun

@@ -75,6 +75,8 @@ def map_build(
         Path | None, typer.Option(help="Rows of 12 numbers (map_from_lidar, row k = frame k), or TUM rows by time.")
     ] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera.")] = None,
+    points_topic: Annotated[str, typer.Option(help="Of a bag: by default the PointCloud2 with most messages.")] = "",
+    pose_topic: Annotated[str, typer.Option(help="Of a bag: by default odometry or TF, whichever there is.")] = "",
     voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
     checkpoint: Annotated[str, typer.Option(help="Weights to encode the map with; '' leaves it unencoded.")] = "edge",
     hold_out: Annotated[
@@ -90,13 +92,12 @@ def map_build(
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
-    scans = open_source(source, poses, camera, held_out)
+    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic)
     if not scans.has_poses:
         console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
         with progress_bar("finding poses") as progress:
-            everything = open_source(source, poses, camera)
-            estimated = out.with_name(out.name + ".poses.txt")
-            scans = with_estimated_poses(everything, estimated, held_out, progress)
+            everything = open_source(source, poses, camera, None, points_topic, pose_topic)
+            scans = with_estimated_poses(everything, out, held_out, progress)
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
     console.print(

@@ -71,6 +71,8 @@ class PoseTopics:
         for topic, motion in self._by_topic.items():
             whole = motion.renamed("", lidar_frame).with_statics_of(self._transforms)
             for (parent, _), count in motion.moving_edges().items():
+                if not whole.moves(parent, lidar_frame):
+                    continue  # not linked, or the clouds are in the fixed frame already
                 drifts = parent.split("/")[-1] != FIXED_FRAMES[0]
                 ranked.append(((drifts, 0, -count, topic), PoseTrack(topic, topic, parent, whole)))
         for frame in self._transforms.frames():

@@ -110,7 +110,7 @@ class BagSource:
         if self._clouds.frame.split("/")[-1] in FIXED_FRAMES:
             raise InputError(
                 f"The clouds on {self.points_topic} of {self.path} are in the frame '{self._clouds.frame}', not in a "
-                "sensor's; choose the topic of the LiDAR's own scans."
+                "sensor's; name the topic of the LiDAR's own scans with --points-topic."
             )
         return np.tile(np.eye(4), (len(self._clouds.numbers), 1, 1)), ""
 

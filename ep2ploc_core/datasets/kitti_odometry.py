@@ -58,7 +58,7 @@ class KittiOdometrySource:
         self._camera0_from_lidar = rigid_row(calibration, read_calibration(calibration), "Tr")
         times = self._read_times()
         count = max([*scans, *images]) + 1
-        pose_file = self.poses or self._find_poses()
+        pose_file = self.poses = self.poses or self._find_poses()
         self.has_poses = pose_file is not None
         known: dict[int, np.ndarray] = {}
         if pose_file is not None:
@@ -128,13 +128,16 @@ class KittiOdometrySource:
     def _map_from_lidar(self, trajectory: Trajectory, times: np.ndarray, count: int) -> dict[int, np.ndarray]:
         """The LiDAR's poses in the map, by frame number."""
         if trajectory.stamps is None:
-            if len(trajectory) not in (count, max(count, len(times))):
+            # As many rows as scans: those that LiDAR odometry found, where images go on after the last scan.
+            if len(trajectory) not in (count, max(count, len(times)), self._leading_scans()):
                 raise InputError(
                     f"The poses {trajectory.path} have {len(trajectory)} rows, and {self.path} has {count} frames; "
                     "give a row for each frame."
                 )
             poses = trajectory.poses
         else:
+            if not len(times):
+                times = np.arange(count) * PERIOD
             if len(times) < count:
                 raise InputError(
                     f"The poses {trajectory.path} are by time, and {self.path / 'times.txt'} has {len(times)} times "
@@ -147,6 +150,11 @@ class KittiOdometrySource:
             for index, pose in enumerate(poses)
             if np.isfinite(pose).all()
         }
+
+    def _leading_scans(self) -> int:
+        """How many scans there are if they are numbered without a gap, else 0."""
+        numbers = sorted(numbered_files(self.path / "velodyne", (".bin",)))
+        return len(numbers) if numbers == list(range(len(numbers))) else 0
 
     def _posed_images(self) -> list[PosedImage]:
         with_image = [frame for frame in self._posed() if frame.image_path]

@@ -17,8 +17,8 @@ from pathlib import Path
 
 import numpy as np
 
-from ep2ploc_core.errors import MapError
-from ep2ploc_core.map.build_directory import BuildDirectory
+from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.map.build_directory import BuildDirectory, fingerprint
 from ep2ploc_core.map.ghosts import GhostDetector, RangeImage
 from ep2ploc_core.map.point_map import MapInfo, MapPoints, PointMap, check_replaceable, put_in_place
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
@@ -54,11 +54,18 @@ def build_map(
     much. Raises MapError when there is not a single point, when `out` is something else than a map, and when the disk
     is full (what is done is kept); InputError when the source cannot be read.
     """
-    out = Path(out)
+    out = Path(out).resolve()
     check_replaceable(out)
-    work = BuildDirectory(
-        out.with_name(out.name + ".building"), {"settings": asdict(settings), "source": source.describe()}
-    )
+    description = source.describe()
+    task = {
+        "settings": asdict(settings),
+        "source": description,
+        "scans": len(source),
+        "recording": fingerprint(description, out),
+    }
+    if BuildDirectory.is_built(out, task) and not PointMap.open(out).checkpoint:
+        return PointMap.open(out)  # stopped after this, before it was encoded
+    work = BuildDirectory(out.with_name(out.name + ".building"), task)
     try:
         if not work.is_whole():
             _gather(source, work, settings, progress)
@@ -106,6 +113,8 @@ def _gather(
             grid.clear()
             images.clear()
         progress("reading scans", number, len(source))
+    if work.scans_done != len(source):
+        raise InputError(f"The recording ended before the last of its {len(source)} scans; was it changed meanwhile?")
 
 
 def _choose_origin(place: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """The half-built map on disk, so that a build can be stopped at any moment and go on.
 
 ```
-OUT.building/build.yaml            what is built from what, and how many scans are in the pieces
+OUT.building/build.yaml            what is built from what, and how many scans are in the pieces; stays in the map
 OUT.building/pieces/K/X_Y.npy      voxels of tile X, Y out of some scans (VOXEL_TYPE)
 OUT.building/pieces/K/looks.npy    what each of these scans saw of its surroundings: its rows in ranges.npy, its pose
 OUT.building/merged/X_Y.npy        all voxels of a tile; the number of ghosts removed is in merged/X_Y.ghosts.npy
@@ -12,6 +12,7 @@ Every file is written aside and renamed, so what is there is whole.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from functools import cached_property
@@ -29,6 +30,7 @@ from ep2ploc_core.map.voxel_grid import merge_voxels, unpack_voxels
 Tile = tuple[int, int]
 _LOOK = np.dtype([("start", "<i8"), ("rows", "<i4"), ("first_row", "<i4"), ("lidar_from_map", "<f8", (4, 4))])
 _SCRATCH = ("pieces", "merged")
+_UNREADABLE = (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError)
 
 
 class Piece:
@@ -64,13 +66,15 @@ class BuildDirectory:
         self.origin = np.zeros(3)
         self.scans_done = 0
         try:
-            state = yaml.safe_load((path / "build.yaml").read_text())
-            if state["task"] == yaml.safe_load(yaml.safe_dump(task)):
+            if _read_task(path) == _plain(task):
+                state = yaml.safe_load((path / "build.yaml").read_text())
                 self.origin = np.array(state["origin"], np.float64).reshape(3)
                 self.scans_done = int(state["scans_done"])
                 return  # to go on from there
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError, ValueError):
+        except _UNREADABLE:
             pass  # nothing there, or nothing to go on from
+        if path.exists() and not (path / "build.yaml").exists() and any(path.iterdir()):
+            raise MapError(f"{path} is in the way of the build, and no half-built map; move it.")
         shutil.rmtree(path, ignore_errors=True)
         for folder in (*_SCRATCH, "tiles"):
             (path / folder).mkdir(parents=True)
@@ -160,16 +164,48 @@ class BuildDirectory:
 
     @staticmethod
     def forget(map_path: Path) -> None:
-        """Removes the traces of building from a map that is in its place."""
+        """Removes what a build that was stopped at its last step has left in the map; `build.yaml` stays."""
         for folder in _SCRATCH:
             shutil.rmtree(map_path / folder, ignore_errors=True)
-        (map_path / "build.yaml").unlink(missing_ok=True)
+
+    @staticmethod
+    def is_built(map_path: Path, task: dict[str, Any]) -> bool:
+        """Whether the map at this place came out of the same task."""
+        try:
+            return _read_task(map_path) == _plain(task)
+        except _UNREADABLE:
+            return False
 
     def _write_state(self) -> None:
         state = {"scans_done": self.scans_done, "origin": self.origin.tolist(), "task": self.task}
         aside = self.path / "build.yaml.tmp"
         aside.write_text(yaml.safe_dump(state, sort_keys=False))
         os.replace(aside, self.path / "build.yaml")
+
+
+def _read_task(path: Path) -> Any:
+    return yaml.safe_load((path / "build.yaml").read_text())["task"]
+
+
+def _plain(task: dict[str, Any]) -> Any:
+    """As it comes back from YAML."""
+    return yaml.safe_load(yaml.safe_dump(task))
+
+
+def fingerprint(description: dict[str, Any], out: Path) -> str:
+    """Of the files that a source's description names, and of all below them: their names, sizes and times. Another
+    fingerprint means that the recording, its poses or its calibration were changed. `out`, the map that is made of it,
+    may lie among them."""
+    digest = hashlib.sha256()
+    for key in ("path", "poses", "camera"):
+        named = description.get(key)
+        top = Path(named) if named else None
+        files = sorted(top.rglob("*")) if top is not None and top.is_dir() else [top] if top is not None else []
+        for file in files:
+            if file.is_file() and not str(file).startswith(str(out)):
+                status = file.stat()
+                digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
+    return digest.hexdigest()[:16]
 
 
 def _file(tile: Tile) -> str:

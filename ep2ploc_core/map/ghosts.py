@@ -43,7 +43,12 @@ class RangeImage:
 
     @classmethod
     def of_scan(cls, points: np.ndarray, lidar_from_map: np.ndarray) -> RangeImage:
-        """From points `(N, 3+)` in the sensor's frame: x forward, z up."""
+        """From points `(N, 3+)` in the sensor's frame. Where most lie along its z axis, as of a depth camera, the image
+        is turned so that they lie around the equator: cells at the poles are no squares."""
+        x, y, z = np.abs(points[:, :3].sum(0))
+        if z > max(x, y) and z > 0.5 * np.linalg.norm(points[:, :3], axis=1).sum():
+            points = points[:, [2, 0, 1]]
+            lidar_from_map = lidar_from_map[[2, 0, 1, 3]]
         row, column, distance = _spherical(points[:, :3])
         if not len(row):
             return cls(np.zeros((0, _COLUMNS), np.uint16), 0, lidar_from_map)

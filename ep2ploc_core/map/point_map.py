@@ -160,7 +160,7 @@ class PointMap:
             info = MapInfo(**content)
             info.check()
         except (OSError, UnicodeDecodeError, yaml.YAMLError, TypeError, ValueError, KeyError, AttributeError) as error:
-            half = path.with_name(path.name + ".building")
+            half = path.absolute().with_name(path.absolute().name + ".building")
             if half.is_dir() and not path.exists():
                 raise MapError(
                     f"The map {path} is only half built; give the same `ep2ploc map build` again and it goes on."
@@ -280,9 +280,9 @@ class PointMap:
 
 def write_map(path: Path, points: MapPoints, info: MapInfo) -> PointMap:
     """Writes a whole map directory: made aside, then put in place of an old one in one step."""
-    path = Path(path)
+    path = Path(path).resolve()
     check_replaceable(path)
-    aside = path.with_name(path.name + ".new")
+    aside = path.with_name(f".{path.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     (aside / "tiles").mkdir(parents=True)
     keys = np.floor(points.xyz[:, :2] / info.tile_size).astype(np.int64)
@@ -301,13 +301,22 @@ def write_map(path: Path, points: MapPoints, info: MapInfo) -> PointMap:
 
 def check_replaceable(path: Path) -> None:
     """Raises MapError when `path` holds something that is not a map, which must not be replaced by one."""
-    if path.exists() and not (path / "map.yaml").exists() and not (path.is_dir() and not any(path.iterdir())):
+    if path.exists() and not _is_a_map(path) and not (path.is_dir() and not any(path.iterdir())):
         raise MapError(f"{path} exists and is not a map, so it is left alone; give another directory.")
+
+
+def _is_a_map(path: Path) -> bool:
+    """Whether a directory is a map of ours, of any version; other programs write a map.yaml too."""
+    try:
+        content = yaml.safe_load((path / "map.yaml").read_text())
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and {"format", "voxel_size", "tiles"} <= content.keys()
 
 
 def put_in_place(new: Path, path: Path) -> None:
     """Renames the directory `new` to `path`; what was there is removed after."""
-    old = path.with_name(path.name + ".old")
+    old = path.with_name(f".{path.name}.replaced")
     shutil.rmtree(old, ignore_errors=True)
     if path.exists():
         path.rename(old)

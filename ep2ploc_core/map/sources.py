@@ -16,6 +16,7 @@ from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.datasets.rgbd import RgbdSource
 from ep2ploc_core.datasets.trajectory import write_trajectory
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.build_directory import fingerprint
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
 
 KINDS = (
@@ -44,6 +45,10 @@ class KittiSource:
         self.hold_out = sorted(hold_out or [])
         posed = [frame for frame in self.drive.frames if frame.map_from_lidar is not None]
         self.has_poses = bool(posed)
+        if self.poses is not None and not posed:
+            raise InputError(
+                f"The poses {self.poses} belong to none of the frames of {path}; row k is that of frame k."
+            )
         self.scan_frames = [
             frame for frame in posed or self.drive.frames if frame.scan_path and self._kept(frame, SCAN_MARGIN)
         ]
@@ -84,11 +89,14 @@ def open_source(
     poses: Path | str | None = None,
     camera: Path | str | None = None,
     hold_out: list[int] | None = None,
+    points_topic: str = "",
+    pose_topic: str = "",
 ) -> ScanSource:
     """The recording at `path`, whichever kind it is of.
 
     poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera: a calibration file, for RGB-D.
-    hold_out: frame numbers that stay out with their neighbours, for the kinds with images. Raises InputError when the
+    hold_out: frame numbers that stay out with their neighbours, for the kinds with images. points_topic, pose_topic:
+    which to take of a bag. Raises InputError when the
     path is of no kind, what lies there is broken, or an option does not go with its kind.
     """
     path = Path(path)
@@ -98,12 +106,15 @@ def open_source(
     misfits = {
         "--poses": poses is not None and kind == "rgbd",
         "--camera": camera is not None and kind != "rgbd",
+        "--points-topic": bool(points_topic) and kind != "ros2_bag",
+        "--pose-topic": bool(pose_topic) and kind != "ros2_bag",
         "--hold-out": bool(hold_out) and kind in ("cloud_file", "ros2_bag"),
     }
     for option, misfit in misfits.items():
         if misfit:
             raise InputError(f"{path} is {_KIND_NAMES[kind]}, which takes no {option}; leave it out.")
-    return reopen_source({"kind": kind, "path": path, "poses": poses, "camera": camera, "hold_out": hold_out})
+    topics = {"points_topic": points_topic, "pose_topic": pose_topic}
+    return reopen_source({"kind": kind, "path": path, "poses": poses, "camera": camera, "hold_out": hold_out, **topics})
 
 
 def reopen_source(description: dict[str, Any]) -> ScanSource:
@@ -127,17 +138,22 @@ def reopen_source(description: dict[str, Any]) -> ScanSource:
 
 
 def with_estimated_poses(
-    source: ScanSource, file: Path, hold_out: list[int] | None, progress: Callable[[int, int], None]
+    source: ScanSource, out: Path, hold_out: list[int] | None, progress: Callable[[int, int], None]
 ) -> ScanSource:
     """A recording without poses, opened again with poses found by LiDAR odometry over all of its scans.
 
-    They are kept in `file`, as the recording's own poses would be given, and taken from there when it is there
-    already. Raises InputError where a scan does not fit the one before.
+    They are kept in `out`.poses.txt, `out` being the map to make, as the recording's own poses would be given, and
+    taken from there when the recording has not changed since. Raises InputError where a scan does not fit the one
+    before.
     """
     from ep2ploc_core.map.odometry import estimate_path  # only recordings without poses need KISS-ICP
 
     description = source.describe()
-    comment = f"map_from_sensor by LiDAR odometry over the {len(source)} scans of {description['path']}"
+    out = out.resolve()
+    file = out.with_name(out.name + ".poses.txt")
+    made_of = f"{len(source)} scans of {description['path']} ({fingerprint(description, out)})"
+    comment = f"map_from_sensor by LiDAR odometry over the {made_of}"
+    file.parent.mkdir(parents=True, exist_ok=True)
     if not (file.is_file() and file.read_text(errors="replace").startswith(f"# {comment}\n")):
         path = estimate_path(source, progress)
         poses = path.map_from_lidar

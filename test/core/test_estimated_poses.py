@@ -27,7 +27,7 @@ def test_scans_and_images_get_poses_and_the_file_is_used_again(drive: Path, tmp_
     source = open_source(drive)
     assert not source.has_poses
     calls: list[tuple[int, int]] = []
-    posed = with_estimated_poses(source, tmp_path / "poses.txt", None, told(calls))
+    posed = with_estimated_poses(source, tmp_path / "map", None, told(calls))
     assert posed.has_poses and calls[-1] == (10, 10)
     truth = KittiDrive(drive, drive.parent / "truth.txt")
     first = np.linalg.inv(truth.map_from_camera(truth.frame(0)))
@@ -38,7 +38,7 @@ def test_scans_and_images_get_poses_and_the_file_is_used_again(drive: Path, tmp_
         moved, expected = start @ image.map_from_camera, first @ truth.map_from_camera(truth.frame(image.frame))
         assert np.linalg.norm(moved[:3, 3] - expected[:3, 3]) < 0.15
     calls.clear()
-    again = with_estimated_poses(source, tmp_path / "poses.txt", [5], told(calls))
+    again = with_estimated_poses(source, tmp_path / "map", [5], told(calls))
     assert not calls
     assert [scan.frame for scan in again.scans()] == [0, 1, 9]
     np.testing.assert_array_equal(next(again.scans()).map_from_lidar, next(posed.scans()).map_from_lidar)
@@ -48,7 +48,7 @@ def test_missing_scans_leave_images_their_poses_in_between(drive: Path, tmp_path
     path = tmp_path / drive.parent.name / drive.name
     shutil.copytree(drive.parent, path.parent)
     (path / "velodyne_points/data/0000000004.bin").unlink()
-    posed = with_estimated_poses(open_source(path), tmp_path / "poses.txt", None, told([]))
+    posed = with_estimated_poses(open_source(path), tmp_path / "map", None, told([]))
     assert [scan.frame for scan in posed.scans()] == [0, 1, 2, 3, 5, 6, 7, 8, 9]
     images = {image.frame: image.map_from_camera for image in mapping_images(posed)}
     middle = (images[3][:3, 3] + images[5][:3, 3]) / 2
@@ -64,8 +64,9 @@ def test_an_odometry_sequence_gets_the_poses_of_its_camera(drive: Path, tmp_path
     (sequence / "calib.txt").write_text("\n".join(rows))
     source = open_source(sequence)
     assert not source.has_poses
-    posed = with_estimated_poses(source, tmp_path / "poses.txt", None, told([]))
-    expected = with_estimated_poses(KittiSource(drive), tmp_path / "raw.txt", None, told([]))
+    posed = with_estimated_poses(source, tmp_path / "map", None, told([]))
+    assert (tmp_path / "map.poses.txt").is_file()
+    expected = with_estimated_poses(KittiSource(drive), tmp_path / "raw", None, told([]))
     for ours, theirs in zip(posed.scans(), expected.scans(), strict=True):
         np.testing.assert_allclose(
             np.linalg.inv(next(posed.scans()).map_from_lidar) @ ours.map_from_lidar,
