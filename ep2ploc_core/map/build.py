@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -63,8 +64,11 @@ def build_map(
         "scans": len(source),
         "recording": fingerprint(description, out),
     }
-    if BuildDirectory.is_built(out, task) and not PointMap.open(out).checkpoint:
-        return PointMap.open(out)  # stopped after this, before it was encoded
+    if BuildDirectory.is_built(out, task):
+        with suppress(MapError):  # a map that is broken is built again
+            built = PointMap.open(out)
+            if not built.checkpoint:
+                return built  # stopped after this, before it was encoded
     work = BuildDirectory(out.with_name(out.name + ".building"), task)
     try:
         if not work.is_whole():
@@ -84,7 +88,7 @@ def build_map(
     return PointMap.open(out)
 
 
-def accumulate(scans: Iterable[PosedScan], voxel_size: float, up: tuple[float, float, float] = Z_UP) -> MapPoints:
+def accumulate(scans: Iterable[PosedScan], voxel_size: float) -> MapPoints:
     """One point per voxel of `voxel_size` metres out of all scans, in memory, in the scans' own map frame, ghosts
     included. Raises MapError when there is not a single point."""
     grid = VoxelGrid(voxel_size, np.zeros(3))
@@ -93,7 +97,7 @@ def accumulate(scans: Iterable[PosedScan], voxel_size: float, up: tuple[float, f
     voxels = grid.voxels()
     if not len(voxels):
         raise MapError("The scans hold no points at all, so there is no map to build.")
-    return _points(voxels, voxels[:0], voxel_size, up)
+    return _points(voxels, voxels[:0], voxel_size, Z_UP)
 
 
 def _gather(

@@ -197,12 +197,15 @@ def fingerprint(description: dict[str, Any], out: Path) -> str:
     fingerprint means that the recording, its poses or its calibration were changed. `out`, the map that is made of it,
     may lie among them."""
     digest = hashlib.sha256()
+    made = {out, out.with_name(out.name + ".building"), out.with_name(out.name + ".poses.txt")}
     for key in ("path", "poses", "camera"):
         named = description.get(key)
         top = Path(named) if named else None
-        files = sorted(top.rglob("*")) if top is not None and top.is_dir() else [top] if top is not None else []
-        for file in files:
-            if file.is_file() and not str(file).startswith(str(out)):
+        if top is None:
+            continue
+        below = (file for file in sorted(top.rglob("*")) if not made & {file, *file.parents})
+        for file in below if top.is_dir() else [top]:
+            if file.is_file():
                 status = file.stat()
                 digest.update(f"{file} {status.st_size} {status.st_mtime_ns}\n".encode())
     return digest.hexdigest()[:16]

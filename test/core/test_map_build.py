@@ -124,6 +124,11 @@ def test_what_is_built_and_not_encoded_is_not_built_again(tmp_path: Path) -> Non
     source = Corridor()
     again = build_map(source, tmp_path / "map", SETTINGS)
     assert source.read == [] and len(again) == len(built)
+    tile = tmp_path / "map/tiles" / built.info.tiles[0] / "points.npy"
+    tile.write_bytes(tile.read_bytes()[:200])
+    built = build_map(source, tmp_path / "map", SETTINGS)
+    assert source.read == list(range(12)) and len(built) == len(again)
+    source.read.clear()
     built.store_descriptors(np.zeros((len(built), 4), np.int8), "cafe0123")
     assert build_map(source, tmp_path / "map", SETTINGS).checkpoint == ""
     assert source.read == list(range(12))
@@ -144,15 +149,15 @@ def test_another_task_does_not_go_on_from_what_is_half_done(tmp_path: Path) -> N
 def test_a_recording_that_was_changed_does_not_go_on_from_what_is_half_done(tmp_path: Path) -> None:
     class Named(Corridor):
         def describe(self) -> dict[str, Any]:
-            return {**super().describe(), "path": str(tmp_path / "recording"), "poses": str(tmp_path / "poses.txt")}
+            return {**super().describe(), "path": str(tmp_path / "map_run"), "poses": str(tmp_path / "map_poses.txt")}
 
     def stop(stage: str, done: int, total: int) -> None:
         if stage == "merging":
             raise StoppedError
 
-    (tmp_path / "recording").mkdir()
-    (tmp_path / "recording/0.bin").write_bytes(b"1")
-    for change in ("poses.txt", "recording/0.bin"):
+    (tmp_path / "map_run").mkdir()  # names that begin as that of the map
+    (tmp_path / "map_run/0.bin").write_bytes(b"1")
+    for change in ("map_poses.txt", "map_run/0.bin"):
         shutil.rmtree(tmp_path / "map", ignore_errors=True)
         with pytest.raises(StoppedError):
             build_map(Named(), tmp_path / "map", SETTINGS, stop)
