@@ -14,6 +14,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_over_image, start_sigma
 from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
@@ -29,7 +30,9 @@ class LocalizerSettings:
     pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
     one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
     the mean log likelihood ratio, over the points inside the image, of their places against what the prior alone
-    expects, of likelihoods raised to `score_power`: near or below 0 the image does not speak for the pose.
+    expects, of likelihoods raised to `score_power`: near or below 0 the image does not speak for the pose. Without a
+    prior the `places` views most like the image are tried, and the best must have `least_margin` more score than what
+    any other place reaches.
     `covariance_scale` is for what the points' scores do not know of each other. It and `least_score` were settled on
     drive 0009: nine of ten errors within the ellipsoid that should hold them, and no other frame's image believed.
     """
@@ -43,6 +46,8 @@ class LocalizerSettings:
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
     score_power: float = 0.5
+    places: int = 16
+    least_margin: float = 0.02
     least_score: float = 0.03
     greatest_sigma_metres: float = 0.5
     greatest_distance: float = 1.25
@@ -117,11 +122,13 @@ class Localizer:
         point_map: MapSource,
         device: str | torch.device = "cpu",
         settings: LocalizerSettings = LocalizerSettings(),
+        places: PlaceIndex | None = None,
     ) -> None:
         self.network = network.eval().to(device)
         self.point_map = point_map
         self.device = torch.device(device)
         self.settings = settings
+        self.places = places
 
     @torch.inference_mode()
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
@@ -129,21 +136,24 @@ class Localizer:
 
         image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more
         than START_RANGE: about 2 m to the sides and ahead and 10 degrees of yaw, 0.5 m in height, 3 degrees of pitch
-        and roll. Raises InputError when image and camera do not fit, MapError when the map
-        was not encoded with this network.
+        and roll; without one the places of the map are searched. Raises InputError when image and camera do not fit,
+        MapError when the map was not encoded with this network.
         """
         begin = time.perf_counter()
+        self._check_map()
+        query = self._encode(image, camera)
         if prior is None:
-            return self._refuse("no prior pose: give a first guess of the pose", begin)
-        points = self._points_around(prior)
+            place = self._find_place(query)
+            if isinstance(place, str):
+                return self._refuse(place, begin)
+            prior = place
+        points = self.point_map.query(prior[:3, 3], self.settings.radius)
         if len(points) < self.settings.least_points:
             return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
-        query = self._encode(image, camera)
         origin = np.round(prior[:3, 3])
         guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
 
-        allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)
-        box = Box(guess, allowed)
+        box = self._box(guess)
         passes: list[Matching] = []
         for scale in self.settings.pass_scales:
             matching = self._match(query, points, origin, guess, scale, box)
@@ -158,13 +168,44 @@ class Localizer:
         found.seconds = time.perf_counter() - begin
         return found
 
-    def _points_around(self, prior: np.ndarray) -> MapPoints:
+    def _check_map(self) -> None:
         if self.point_map.checkpoint != self.network.fingerprint:
             raise MapError(
                 f"The map was encoded with network '{self.point_map.checkpoint or 'none'}' but this is "
                 f"'{self.network.fingerprint}'; encode it again with `ep2ploc map encode`."
             )
-        return self.point_map.query(prior[:3, 3], self.settings.radius)
+
+    def _find_place(self, query: Query) -> np.ndarray | str:
+        """map_from_camera `(4, 4)` of the place that fits the image best, good enough for a prior; or why there is none.
+
+        The views whose global descriptors are most like the image's are each verified by one pass of matching; the
+        best is believed when no other place comes near its score.
+        """
+        settings = self.settings
+        if self.places is None or not len(self.places):
+            return "no prior pose, and the map has no places to search: give a first guess of the pose"
+        descriptor = query.features.global_descriptor[0].float().cpu().numpy()
+        found: list[tuple[float, np.ndarray]] = []
+        for view in self.places.search(descriptor, settings.places):
+            prior = np.asarray(self.places.map_from_camera[view])
+            points = self.point_map.query(prior[:3, 3], settings.radius)
+            origin = np.round(prior[:3, 3])
+            guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
+            matching = self._match(query, points, origin, guess, 1.0, self._box(guess))
+            if matching is not None:
+                pose = _moved(matching.map_from_camera.double().cpu().numpy(), origin)
+                found.append((self._score(query, matching), pose))
+        if not found:
+            return "nothing of the map is visible from the places that look like the image"
+        score, best = max(found, key=lambda one: one[0])
+        others = [other for other, pose in found if not _same_place(pose, best)]
+        if others and score - max(others) < settings.least_margin:
+            return f"two places fit the image as well (scores {score:.2f} and {max(others):.2f})"
+        return best
+
+    def _box(self, guess: Tensor) -> Box:
+        allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)
+        return Box(guess, allowed)
 
     def _encode(self, image: np.ndarray, camera: Camera) -> Query:
         """Undistorts and resizes the image and runs the image encoder on it."""
@@ -318,6 +359,13 @@ class Localizer:
     @staticmethod
     def _refuse(reason: str, begin: float) -> Localization:
         return Localization("refused", reason, seconds=time.perf_counter() - begin)
+
+
+def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two poses `(4, 4)` found from different views may be the same one, so that neither is the other's rival: a
+    view that is off by more than its search reaches ends beside the true pose."""
+    metres, radians = se3.pose_error(pose, other)
+    return bool(metres < 2 * START_RANGE[0] and radians < 2 * START_RANGE[4])
 
 
 def _moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:

@@ -124,7 +124,7 @@ def draw_start(rng: np.random.Generator, scale: float) -> np.ndarray:
 
 
 @dataclass
-class _Shot:
+class Shot:
     """An image for training, before the world is mirrored: what `camera` sees at `camera_from_map`, which is `turn` @
     the inverse of `map_from_camera`, all `(4, 4)`. surface: what a novel view sees first, else None."""
 
@@ -194,6 +194,12 @@ class Sampler:
             true_camera_from_map=stack("true").float(),
             sigma=stack("sigma").float(),
         )
+
+    def shoot(self, number: int) -> Shot:
+        """Picture `number`, on its own."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        scene = self.scenes[rng.choice(len(self.scenes), p=self.scene_share)]
+        return self._shoot(scene, int(rng.integers(len(scene.images))), rng)
 
     def _neighbours(self, scene: Scene, rng: np.random.Generator, count: int) -> list[int]:
         first = int(rng.integers(len(scene.images)))
@@ -294,7 +300,7 @@ class Sampler:
             index = index[rng.random(len(index)) < share]
         return index
 
-    def _shoot(self, scene: Scene, index: int, rng: np.random.Generator) -> _Shot:
+    def _shoot(self, scene: Scene, index: int, rng: np.random.Generator) -> Shot:
         """An image at network size as a slightly turned and zoomed camera sees it, maybe from a little beside."""
         settings = self.settings
         image, camera, map_from_camera = scene.images[index], scene.cameras[index], scene.map_from_camera[index]
@@ -329,7 +335,7 @@ class Sampler:
                 image, homography, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT, borderValue=BLANK
             )
         picture = _recolor(picture, settings.color, rng)
-        return _Shot(index, picture, turned, map_from_camera, turn, camera_from_map, surface)
+        return Shot(index, picture, turned, map_from_camera, turn, camera_from_map, surface)
 
     def _pick(
         self,
@@ -350,7 +356,7 @@ class Sampler:
         index[: len(chosen)] = chosen
         return index, np.arange(self.settings.points) < len(chosen)
 
-    def _visible(self, scene: Scene, shot: _Shot, index: np.ndarray) -> np.ndarray:
+    def _visible(self, scene: Scene, shot: Shot, index: np.ndarray) -> np.ndarray:
         """Of which points the picture can tell where they are: it shows them, or they lie outside it."""
         xyz = torch.from_numpy(scene.points.xyz[index])
         if shot.index not in scene.surfaces:

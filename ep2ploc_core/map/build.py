@@ -103,19 +103,22 @@ def accumulate(scans: Iterable[PosedScan], voxel_size: float) -> MapPoints:
 def _gather(
     source: ScanSource, work: BuildDirectory, settings: BuildSettings, progress: Callable[[str, int, int], None]
 ) -> None:
-    grid, images = VoxelGrid(settings.voxel_size, work.origin), []
+    grid, images, poses = VoxelGrid(settings.voxel_size, work.origin), [], []
     for number, scan in enumerate(source.scans(work.scans_done), work.scans_done + 1):
         if number == 1:
             work.origin = grid.origin = _choose_origin(scan.map_from_lidar[:3, 3])
         grid.add(scan)
+        if scan.viewpoints is None:
+            poses.append(scan.map_from_lidar)
         if settings.thin_ghosts and scan.viewpoints is None:
             pose = np.linalg.inv(scan.map_from_lidar)
             pose[:3, 3] += pose[:3, :3] @ work.origin
             images.append(RangeImage.of_scan(scan.points, pose))
         if len(grid) > _PIECE_ROWS or number - work.scans_done >= _PIECE_SCANS or number == len(source):
-            work.put_aside(grid.voxels(), images, number, settings.voxel_size, settings.tile_size)
+            work.put_aside(grid.voxels(), images, poses, number, settings.voxel_size, settings.tile_size)
             grid.clear()
             images.clear()
+            poses.clear()
         progress("reading scans", number, len(source))
     if work.scans_done != len(source):
         raise InputError(f"The recording ended before the last of its {len(source)} scans; was it changed meanwhile?")

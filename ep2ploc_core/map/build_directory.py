@@ -4,6 +4,7 @@
 OUT.building/build.yaml            what is built from what, and how many scans are in the pieces; stays in the map
 OUT.building/pieces/K/X_Y.npy      voxels of tile X, Y out of some scans (VOXEL_TYPE)
 OUT.building/pieces/K/looks.npy    what each of these scans saw of its surroundings: its rows in ranges.npy, its pose
+OUT.building/pieces/K/path.npy     where the sensor was at each of these scans, in the recording's coordinates
 OUT.building/merged/X_Y.npy        all voxels of a tile; the number of ghosts removed is in merged/X_Y.ghosts.npy
 OUT.building/tiles/X_Y/points.npy  a finished tile of the map
 ```
@@ -24,7 +25,7 @@ import yaml
 
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.ghosts import RangeImage
-from ep2ploc_core.map.point_map import MapInfo, load_array, save_array, write_info
+from ep2ploc_core.map.point_map import PATH_FILE, MapInfo, load_array, save_array, write_info
 from ep2ploc_core.map.voxel_grid import merge_voxels, unpack_voxels
 
 Tile = tuple[int, int]
@@ -40,6 +41,10 @@ class Piece:
         self.path = path
         self.tiles: set[Tile] = {_tile(file) for file in path.glob("*_*.npy")}
         self.looks = _load(path / "looks.npy")
+
+    def path_poses(self) -> np.ndarray:
+        """Where the sensor was `(S, 4, 4)`, in the recording's coordinates; none of scans that do not tell."""
+        return _load(self.path / "path.npy")
 
     @cached_property
     def _ranges(self) -> np.ndarray:
@@ -81,9 +86,15 @@ class BuildDirectory:
         self._write_state()
 
     def put_aside(
-        self, voxels: np.ndarray, images: list[RangeImage], scans_done: int, voxel_size: float, tile_size: float
+        self,
+        voxels: np.ndarray,
+        images: list[RangeImage],
+        poses: list[np.ndarray],
+        scans_done: int,
+        voxel_size: float,
+        tile_size: float,
     ) -> None:
-        """Keeps a piece `(V,)` VOXEL_TYPE, and that `scans_done` scans have been read."""
+        """Keeps a piece `(V,)` VOXEL_TYPE with its scans' images and poses, and that `scans_done` scans are read."""
         final = self.path / "pieces" / f"{scans_done:08d}"
         aside = final.with_suffix(".new")
         shutil.rmtree(aside, ignore_errors=True)
@@ -106,6 +117,7 @@ class BuildDirectory:
         ranges = [image.ranges for image in images] or [np.zeros((0, 0), np.uint16)]
         save_array(aside / "ranges.npy", np.concatenate(ranges))
         save_array(aside / "looks.npy", looks)
+        save_array(aside / "path.npy", np.array(poses, np.float64).reshape(-1, 4, 4))
         aside.rename(final)
         self.scans_done = scans_done
         self._write_state()
@@ -158,6 +170,7 @@ class BuildDirectory:
 
     def complete(self, info: MapInfo) -> None:
         """Turns the directory into a map."""
+        save_array(self.path / PATH_FILE, np.concatenate([piece.path_poses() for piece in self.pieces()]))
         write_info(self.path, info)
         for folder in _SCRATCH:
             shutil.rmtree(self.path / folder)

@@ -4,6 +4,8 @@
 MAP/map.yaml                        format, voxel size, origin, tiles, where it came from, network it was encoded with
 MAP/tiles/X_Y/points.npy            structured array POINT_TYPE, coordinates relative to the origin
 MAP/tiles/X_Y/descriptors.ID.npy    int8 (N, D), descriptor * 127, by the network with the fingerprint ID
+MAP/path.npy                        float64 (S, 4, 4), where the mapping sensor was, map coordinates, if that is known
+MAP/places.ID.npy                   views of the map and their global descriptors, by the network with that fingerprint
 MAP/checkpoint.safetensors          the network adapted to this site, if there is one
 ```
 """
@@ -31,6 +33,7 @@ POINT_TYPE = np.dtype([
 ])  # fmt: skip
 ATTRIBUTES = ("intensity", "normal_x", "normal_y", "normal_z", "planarity", "height")
 SITE_CHECKPOINT = "checkpoint.safetensors"
+PATH_FILE = "path.npy"
 _TILE_NAME = re.compile(r"-?\d{1,9}_-?\d{1,9}")
 _POINTS_IN_MEMORY = 3_000_000  # of tiles asked for last; a point takes 40 bytes and its descriptor
 
@@ -192,6 +195,20 @@ class PointMap:
                 tile = tile.select(np.flatnonzero(np.einsum("ij,ij->i", offset, offset) < radius * radius))
             parts.append(tile)
         return MapPoints.concatenate(parts)
+
+    def sensor_path(self) -> np.ndarray:
+        """Where the mapping sensor was `(S, 4, 4)`, map coordinates, in the order of the scans; S is 0 where nobody
+        knows."""
+        file = self.path / PATH_FILE
+        if not file.exists():
+            return np.zeros((0, 4, 4))
+        try:
+            poses = load_array(file)
+        except (OSError, ValueError, EOFError) as error:
+            raise MapError(f"The path in {file} is cut off; build the map again.") from error
+        if poses.shape[1:] != (4, 4) or not np.isfinite(poses).all():
+            raise MapError(f"The path in {file} holds something else than poses; build the map again.")
+        return poses
 
     def tiles_within(self, low: np.ndarray, high: np.ndarray) -> list[str]:
         """The tiles that reach into the box from `low` to `high` `(2,)`, horizontally, relative to the map's origin."""

@@ -1,0 +1,146 @@
+"""Virtual views of a map: where a camera may be when nothing is known of its pose, and what it would see there.
+
+A view is a place beside the mapping sensor's path, and a direction. Cameras between the views are reached from the
+nearest one, as from any first guess that is wrong by up to two metres and ten degrees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.sampling import spread_over_image
+from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.visibility import remove_invisible
+
+SPACING = 2.0  # metres between views
+DIRECTIONS = 18  # around each place, 20 degrees apart
+EYE_HEIGHT = 1.6  # metres above the ground, where no path is known
+RADIUS = 60.0  # metres
+_GAP = 40.0  # metres between two scans beyond which the way between them is not known
+_GROUND = 0.3  # metres above the ground that still are ground
+# What a view takes in; cameras differ, so it is a middling one.
+_CAMERA = Camera.from_matrix(512, 256, np.array([[320.0, 0, 255.5], [0, 320.0, 127.5], [0, 0, 1]]))
+_POINTS = 256
+
+
+@dataclass
+class ViewedPoints:
+    """The descriptors `(V, N, D)` int8 (times 127) of the points that each of V views shows, evenly over its image, and
+    which of them are no padding, `valid` `(V, N)` bool."""
+
+    descriptors: Tensor
+    valid: Tensor
+
+
+def choose_views(point_map: PointMap) -> np.ndarray:
+    """Poses map_from_camera `(V, 4, 4)` of views all over a map: every SPACING metres along the path of its sensor, all
+    around, level. Where the path is not known, every SPACING metres on the ground, at EYE_HEIGHT. Where the sensor was
+    a camera (depth images), the views are its own."""
+    path = point_map.sensor_path()
+    if point_map.info.source.get("kind") == "rgbd" and len(path):
+        return _apart(path)
+    places = _along(path[:, :3, 3]) if len(path) else _eyes_over_ground(point_map)
+    return _all_around(places[_thinned(places)], np.asarray(point_map.info.up))
+
+
+def look(point_map: PointMap, map_from_camera: np.ndarray, device: torch.device) -> Iterator[ViewedPoints]:
+    """What is seen from views `(V, 4, 4)`, those of one place after the other together."""
+    intrinsics, size = _CAMERA.intrinsics_tensor().to(device), (_CAMERA.width, _CAMERA.height)
+    for group in _by_place(map_from_camera):
+        place = map_from_camera[group[0], :3, 3]
+        points = point_map.query(place, RADIUS)
+        assert points.descriptors is not None
+        centre = np.round(place)
+        xyz = torch.from_numpy((points.xyz + (point_map.origin - centre)).astype(np.float32)).to(device)
+        poses = map_from_camera[group].copy()
+        poses[:, :3, 3] -= centre
+        camera_from_map = torch.from_numpy(np.linalg.inv(poses)).float().to(device)
+        visible = remove_invisible(xyz, camera_from_map, intrinsics, size, point_map.voxel_size)
+        descriptors = torch.from_numpy(points.descriptors).to(device)
+        seen = descriptors.new_zeros(len(group), _POINTS, descriptors.shape[1])
+        valid = torch.zeros(len(group), _POINTS, dtype=torch.bool, device=device)
+        for view in range(len(group)):
+            of_view = (visible.view == view).nonzero().squeeze(1)
+            pixels = visible.pixels[of_view]
+            order = (pixels - pixels.round()).abs().sum(1)  # any fixed order would do
+            chosen = visible.index[of_view[spread_over_image(pixels, order, _POINTS, cell=16)]]
+            seen[view, : len(chosen)] = descriptors[chosen]
+            valid[view, : len(chosen)] = True
+        yield ViewedPoints(seen, valid)
+
+
+def _along(places: np.ndarray) -> np.ndarray:
+    """Points `(M, 3)` a quarter of SPACING apart or less on the way through places `(N, 3)`; scans may be far apart, or
+    held out."""
+    parts = [places[:1]]
+    for start, end in pairwise(places):
+        length = float(np.linalg.norm(end - start))
+        steps = int(np.ceil(length / (SPACING / 4))) if length < _GAP else 1
+        parts.append(start + np.linspace(0, 1, steps + 1)[1:, None] * (end - start))
+    return np.concatenate(parts)
+
+
+def _thinned(places: np.ndarray) -> list[int]:
+    """Indices of places `(N, 3)`, in their order, each SPACING or more from all chosen before it."""
+    chosen: list[int] = []
+    cells: dict[tuple[int, int], list[int]] = {}
+    for index, place in enumerate(places):
+        x, y = np.floor(place[:2] / SPACING).astype(int)
+        near = [other for dx in (-1, 0, 1) for dy in (-1, 0, 1) for other in cells.get((x + dx, y + dy), [])]
+        if not near or np.linalg.norm(places[near] - place, axis=1).min() >= SPACING - 1e-6:
+            chosen.append(index)
+            cells.setdefault((x, y), []).append(index)
+    return chosen
+
+
+def _all_around(places: np.ndarray, up: np.ndarray) -> np.ndarray:
+    """Level views `(P * DIRECTIONS, 4, 4)` from places `(P, 3)`."""
+    east = np.linalg.svd(up[None])[2][1] if abs(up[2]) < 0.999 else np.array([1.0, 0, 0])
+    east = east - up * (up @ east)
+    east /= np.linalg.norm(east)
+    north = np.cross(up, east)
+    angles = np.arange(DIRECTIONS) * (2 * np.pi / DIRECTIONS)
+    forward = np.cos(angles)[:, None] * east + np.sin(angles)[:, None] * north
+    right = np.cross(forward, up)
+    views = np.tile(np.eye(4), (len(places), DIRECTIONS, 1, 1))
+    views[..., :3, 0], views[..., :3, 1], views[..., :3, 2] = right, -up, forward
+    views[..., :3, 3] = places[:, None]
+    return views.reshape(-1, 4, 4)
+
+
+def _apart(poses: np.ndarray) -> np.ndarray:
+    """Those of poses `(N, 4, 4)` that differ from all chosen before them by a quarter of SPACING or half a step of
+    direction."""
+    chosen = poses[:1]
+    for pose in poses[1:]:
+        moved = np.linalg.norm(chosen[:, :3, 3] - pose[:3, 3], axis=1)
+        cosine = (np.einsum("nij,ij->n", chosen[:, :3, :3], pose[:3, :3]) - 1) / 2
+        if ((moved > SPACING / 4) | (cosine < np.cos(np.pi / DIRECTIONS))).all():
+            chosen = np.concatenate([chosen, pose[None]])
+    return chosen
+
+
+def _eyes_over_ground(point_map: PointMap) -> np.ndarray:
+    """Places `(P, 3)` at EYE_HEIGHT above one ground point of each cell of SPACING metres."""
+    up = np.asarray(point_map.info.up)
+    places = []
+    for name in point_map.info.tiles:
+        points = point_map.unpack(name)
+        flat = (np.abs(points.attributes[:, 5]) < _GROUND) & (points.attributes[:, 1:4] @ up > 0.8)
+        ground = points.xyz[flat]
+        _, first = np.unique(np.floor(ground[:, :2] / SPACING), axis=0, return_index=True)
+        places.append(ground[first] + EYE_HEIGHT * up + point_map.origin)
+    return np.concatenate(places) if places else np.zeros((0, 3))
+
+
+def _by_place(views: np.ndarray) -> list[np.ndarray]:
+    """Indices of views in runs that are at one place, at most DIRECTIONS of them."""
+    moved = np.any(np.diff(views[:, :3, 3], axis=0) != 0, axis=1)
+    return np.split(np.arange(len(views)), np.flatnonzero(moved) + 1)
