@@ -162,7 +162,7 @@ def localize(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
     image: Annotated[Path, typer.Argument(metavar="IMAGE")],
     camera: Annotated[Path, typer.Option(help="camera_calibration YAML or KITTI calibration.")],
-    prior: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: a guess of map_from_camera.")] = "",
+    prior: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: a guess of map_from_camera; without, a search.")] = "",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write the map drawn over the image here.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
@@ -338,19 +338,22 @@ def _held_out(queries: Path | None) -> list[int]:
 
 def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     from ep2ploc_core.map.encode import encode_map
+    from ep2ploc_core.map.place_index import encode_places
     from ep2ploc_core.map.point_map import PointMap
     from ep2ploc_core.model.checkpoint import load_network
     from ep2ploc_core.training.processes import choose_device
 
     point_map = PointMap.open(map_path)
     network = load_network(checkpoint, choose_device(device))
-    with progress_bar("encoding") as report:
-        encode_map(point_map, network, report)
+    with stage_bars() as report:
+        encode_map(point_map, network, lambda done, total: report("encoding points", done, total))
+        encode_places(point_map, network, lambda done, total: report("encoding places", done, total))
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
 def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
     from ep2ploc_core.localizer import Localizer
+    from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
     from ep2ploc_core.model.checkpoint import load_network
     from ep2ploc_core.training.processes import choose_device
@@ -360,7 +363,8 @@ def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
         adapted = map_path / SITE_CHECKPOINT
         checkpoint = str(adapted) if adapted.exists() else "edge"
     where = choose_device(device)
-    return Localizer(load_network(checkpoint, where), point_map, where), point_map
+    network = load_network(checkpoint, where)
+    return Localizer(network, point_map, where, places=open_places(point_map)), point_map
 
 
 def _parse_prior(text: str) -> np.ndarray:

@@ -176,7 +176,7 @@ class Localizer:
             )
 
     def _find_place(self, query: Query) -> np.ndarray | str:
-        """map_from_camera `(4, 4)` of the place that fits the image best, good enough for a prior; or why there is none.
+        """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, or why there is none.
 
         The views whose global descriptors are most like the image's are each verified by one pass of matching; the
         best is believed when no other place comes near its score.
@@ -362,8 +362,8 @@ class Localizer:
 
 
 def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:
-    """Whether two poses `(4, 4)` found from different views may be the same one, so that neither is the other's rival: a
-    view that is off by more than its search reaches ends beside the true pose."""
+    """Whether two poses `(4, 4)` found from different views may be the same one, so that neither is the other's rival:
+    from a view that is farther off than its search reaches one ends beside the true pose."""
     metres, radians = se3.pose_error(pose, other)
     return bool(metres < 2 * START_RANGE[0] and radians < 2 * START_RANGE[4])
 

@@ -1,39 +1,30 @@
-"""Map points between PointCloud2 messages and numpy.
+"""Map points, and the places of a map, between PointCloud2 messages and numpy.
 
-Fields: x y z intensity normal_x normal_y normal_z planarity height as FLOAT32, and, with descriptors, one INT8 field
-`descriptor` whose count is the length of a descriptor (unit vector times 127).
+Fields of points: x y z intensity normal_x normal_y normal_z planarity height as FLOAT32, and, with descriptors, one
+INT8 field `descriptor` whose count is the length of a descriptor (unit vector times 127). Fields of places: x y z qx qy
+qz qw as FLOAT32, the pose of a camera there, and `descriptor`.
 """
 
 from __future__ import annotations
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import ATTRIBUTES, MapPoints
 from ep2ploc_ros.ros_imports import point_cloud2
 
 SCALARS = ("x", "y", "z", *ATTRIBUTES)
+PLACE_SCALARS = ("x", "y", "z", "qx", "qy", "qz", "qw")
 DESCRIPTOR = "descriptor"
 
 
 def cloud_from_points(points: MapPoints, header: Header) -> PointCloud2:
     """A message of all points, with their descriptors where they have them."""
-    fields = [
-        PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(SCALARS)
-    ]
-    layout: list[tuple] = [("scalars", "<f4", len(SCALARS))]
-    if points.descriptors is not None:
-        count = points.descriptors.shape[1]
-        fields.append(PointField(name=DESCRIPTOR, offset=4 * len(SCALARS), datatype=PointField.INT8, count=count))
-        layout.append((DESCRIPTOR, "i1", (count,)))
-    array = np.empty(len(points), np.dtype(layout))
-    array["scalars"][:, :3] = points.xyz
-    array["scalars"][:, 3:] = points.attributes
-    if points.descriptors is not None:
-        array[DESCRIPTOR] = points.descriptors
-    return point_cloud2.create_cloud(header, fields, array.view(point_cloud2.dtype_from_fields(fields)))
+    return _pack(SCALARS, np.concatenate([points.xyz, points.attributes], axis=1), points.descriptors, header)
 
 
 def points_from_cloud(message: PointCloud2) -> MapPoints:
@@ -41,14 +32,53 @@ def points_from_cloud(message: PointCloud2) -> MapPoints:
 
     Raises InputError when fields are missing or of another type, sizes do not fit, or a value is not a number.
     """
+    scalars, descriptors = _unpack(SCALARS, message)
+    return MapPoints(scalars[:, :3].copy(), scalars[:, 3:].copy(), np.zeros((len(scalars), 2), np.uint16), descriptors)
+
+
+def cloud_from_places(places: PlaceIndex, origin: np.ndarray, header: Header) -> PointCloud2:
+    """A message of all views of a map, in a frame that begins at `origin` `(3,)`."""
+    rotation = Rotation.from_matrix(places.map_from_camera[:, :3, :3]).as_quat()
+    scalars = np.concatenate([places.map_from_camera[:, :3, 3] - origin, rotation], axis=1)
+    return _pack(PLACE_SCALARS, scalars, np.round(np.asarray(places.descriptors, np.float32) * 127), header)
+
+
+def places_from_cloud(message: PointCloud2) -> PlaceIndex:
+    """The views of a message, in its frame. Raises InputError as `points_from_cloud` does."""
+    scalars, descriptors = _unpack(PLACE_SCALARS, message)
+    if descriptors is None or (np.linalg.norm(scalars[:, 3:], axis=1) < 0.5).any():
+        raise InputError("The cloud of places has no descriptors, or no rotations; is it the topic of a map_server?")
+    poses = np.tile(np.eye(4), (len(scalars), 1, 1))
+    if len(scalars):
+        poses[:, :3, :3] = Rotation.from_quat(scalars[:, 3:]).as_matrix()
+    poses[:, :3, 3] = scalars[:, :3]
+    return PlaceIndex(poses, (descriptors.astype(np.float32) / 127).astype(np.float16))
+
+
+def _pack(names: tuple[str, ...], scalars: np.ndarray, descriptors: np.ndarray | None, header: Header) -> PointCloud2:
+    """scalars `(N, len(names))`, descriptors `(N, D)` whole numbers from -127 to 127."""
+    fields = [PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(names)]
+    layout: list[tuple] = [("scalars", "<f4", len(names))]
+    if descriptors is not None:
+        count = descriptors.shape[1]
+        fields.append(PointField(name=DESCRIPTOR, offset=4 * len(names), datatype=PointField.INT8, count=count))
+        layout.append((DESCRIPTOR, "i1", (count,)))
+    array = np.empty(len(scalars), np.dtype(layout))
+    array["scalars"] = scalars
+    if descriptors is not None:
+        array[DESCRIPTOR] = descriptors
+    return point_cloud2.create_cloud(header, fields, array.view(point_cloud2.dtype_from_fields(fields)))
+
+
+def _unpack(names: tuple[str, ...], message: PointCloud2) -> tuple[np.ndarray, np.ndarray | None]:
     fields = {field.name: field for field in message.fields}
-    for name in SCALARS:
+    for name in names:
         if name not in fields or fields[name].datatype != PointField.FLOAT32 or fields[name].count != 1:
             raise InputError(f"The cloud has no field '{name}' of type FLOAT32; is it the topic of a map_server?")
     descriptor = fields.get(DESCRIPTOR)
     if descriptor is not None and (descriptor.datatype != PointField.INT8 or descriptor.count < 1):
         raise InputError("The cloud's field 'descriptor' is not of type INT8; update map_server and localizer.")
-    used = [fields[name] for name in SCALARS] + ([] if descriptor is None else [descriptor])
+    used = [fields[name] for name in names] + ([] if descriptor is None else [descriptor])
     ends = [field.offset + (4 if field.datatype == PointField.FLOAT32 else field.count) for field in used]
     count = message.width * message.height
     if max(ends) > message.point_step or len(message.data) != count * message.point_step or message.is_bigendian:
@@ -63,11 +93,10 @@ def points_from_cloud(message: PointCloud2) -> MapPoints:
         "itemsize": message.point_step,
     }
     array = np.ndarray((count,), np.dtype(layout), buffer=memoryview(message.data))  # type: ignore[call-overload]
-    scalars = np.stack([array[name] for name in SCALARS], axis=1)
+    scalars = np.stack([array[name] for name in names], axis=1)
     if not np.isfinite(scalars).all():
         raise InputError("The cloud holds a value that is not a number; build the map again.")
-    descriptors = None if descriptor is None else array[DESCRIPTOR]
-    return MapPoints(scalars[:, :3].copy(), scalars[:, 3:].copy(), np.zeros((count, 2), np.uint16), descriptors)
+    return scalars, None if descriptor is None else array[DESCRIPTOR]
 
 
 def cloud_from_matches(points_map: np.ndarray, pixels: np.ndarray, header: Header) -> PointCloud2:

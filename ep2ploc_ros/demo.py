@@ -28,6 +28,7 @@ from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource, mapping_images, reopen_source
 from ep2ploc_core.model.checkpoint import load_network
@@ -124,8 +125,10 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
     with stage_bars() as stages:
         point_map = build_map(source, path, progress=stages)
-    with progress_bar("encoding") as report:
-        encode_map(point_map, load_network("edge"), report)
+    network = load_network("edge")
+    with stage_bars() as stages:
+        encode_map(point_map, network, lambda done, total: stages("encoding points", done, total))
+        encode_places(point_map, network, lambda done, total: stages("encoding places", done, total))
     return point_map
 
 

@@ -32,6 +32,12 @@ class Inbox:
             taken, self._slots = self._slots, {}
             return taken
 
+    def take_one(self, kind: str, timeout: float) -> Any:
+        """Waits up to `timeout` seconds for an item of one kind and takes it alone; None when none came."""
+        with self._news:
+            self._news.wait_for(lambda: kind in self._slots or self.closed, timeout)
+            return self._slots.pop(kind, None)
+
     def close(self) -> None:
         """Ends every wait."""
         with self._news:

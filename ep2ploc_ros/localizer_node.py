@@ -23,7 +23,9 @@ from std_srvs.srv import Trigger
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
+from ep2ploc_core.map.place_index import NO_PLACES
 from ep2ploc_core.tracker import State, Tracker
+from ep2ploc_ros.clouds import places_from_cloud
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox
 from ep2ploc_ros.map_info import MapDescription
@@ -41,6 +43,7 @@ from ep2ploc_ros.running import RunnableNode, run
 from ep2ploc_ros.submap_client import SubmapClient
 from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, MissingTransformError, Transforms
 
+_NO_INITIAL_POSE = "No initial pose is known; publish one on /initialpose or set the parameter initial_pose."
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -59,12 +62,16 @@ class LocalizerNode(RunnableNode):
         self._tracker = Tracker()
         self._localizer: Localizer | None = None
         self._described: MapDescription | None = None
-        self._submaps = SubmapClient(self, self._settings.map_frame, self._settings.submap_refresh)
+        self._inbox = Inbox()
+        self._submaps = SubmapClient(
+            self, self._settings.map_frame, self._settings.submap_refresh,
+            lambda timeout: self._inbox.take_one("submap", timeout),
+        )  # fmt: skip
+        self._places = NO_PLACES
         self._camera: Camera | None = None
         self._camera_problem = f"No camera_info has arrived on {self.resolve_topic_name('camera_info')} yet."
         self._image: Image | CompressedImage | None = None  # the one to work on next
         self._given: np.ndarray | None = self._initial_parameter()  # an initial pose, not yet handed to the tracker
-        self._inbox = Inbox()
         self._subscribe()
         self._health.report(WARN, "Waiting for the map_server's map_info.")
         self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
@@ -89,6 +96,7 @@ class LocalizerNode(RunnableNode):
         self._receive(PoseWithCovarianceStamped, "/initialpose", "initial_pose", QoSProfile(depth=1))
         self._receive(PointCloud2, "submap", "submap", QoSProfile(depth=2))
         self._receive(String, "map_info", "map_info", _LATCHED)
+        self._receive(PointCloud2, "map_places", "map_places", _LATCHED)
         self.create_service(Trigger, "~/relocalize", self._on_relocalize)
         self.create_service(Trigger, "~/reset", self._on_reset)
         steady = Clock(clock_type=ClockType.STEADY_TIME)
@@ -107,12 +115,13 @@ class LocalizerNode(RunnableNode):
             self._compressed = None
 
     def _on_relocalize(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
-        response.success = self._tracker.has_initial or self._given is not None
+        searchable = self._searchable()
+        response.success = searchable or self._tracker.has_initial or self._given is not None
         if response.success:
             self._inbox.put("relocalize", None)
-            response.message = "Starting again from the last initial pose."
+            response.message = "Searching the map." if searchable else "Starting again from the last initial pose."
         else:
-            response.message = "No initial pose is known; publish one on /initialpose."
+            response.message = f"{_NO_INITIAL_POSE} The map has no places to search."
         return response
 
     def _on_reset(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
@@ -126,6 +135,7 @@ class LocalizerNode(RunnableNode):
         handlers: dict[str, Callable[[Any], None]] = {
             "reset": self._reset,
             "relocalize": lambda _: self._relocalize(),
+            "map_places": self._take_places,
             "map_info": self._take_map_info,
             "camera_info": self._take_camera_info,
             "submap": self._submaps.take,
@@ -154,11 +164,19 @@ class LocalizerNode(RunnableNode):
         self._tracker.reset()
         self._outputs.clear_path()
         self._given = self._initial_parameter()
-        self._health.report(WARN, "Reset; waiting for an initial pose.", state=self._tracker.state.value)
+        self._health.report(WARN, "Reset.", state=self._tracker.state.value)
 
     def _relocalize(self) -> None:
-        self._tracker.restart()
+        """Searches the map, or where it cannot be searched starts from the last initial pose."""
+        if self._searchable():
+            self._tracker.reset()
+            self._given = None
+        else:
+            self._tracker.restart()
         self._outputs.clear_path()
+
+    def _searchable(self) -> bool:
+        return self._localizer is not None and self._localizer.places is not None
 
     def _initial_parameter(self) -> np.ndarray | None:
         numbers = self._settings.initial_pose
@@ -196,8 +214,25 @@ class LocalizerNode(RunnableNode):
         except Exception as error:
             self._health.report(ERROR, f"{error}")  # stays until the map or the parameter is put right
             return
-        values = {"map": described.path, "checkpoint": described.checkpoint, "device": device}
+        self._use_places()
+        values = {
+            "map": described.path,
+            "checkpoint": described.checkpoint,
+            "device": device,
+            "places": described.places,
+        }
         self._health.report(WARN, "Ready; waiting for images.", **values)
+
+    def _take_places(self, message: PointCloud2) -> None:
+        self._places = NO_PLACES
+        self._places = places_from_cloud(message)
+        self._use_places()
+
+    def _use_places(self) -> None:
+        """Gives the localizer its map's places once both are here; they come as two messages, in any order."""
+        if self._localizer is not None and self._described is not None:
+            fit = len(self._places) == self._described.places > 0
+            self._localizer.places = self._places if fit else None
 
     def _take_camera_info(self, message: CameraInfo) -> None:
         try:
@@ -214,25 +249,28 @@ class LocalizerNode(RunnableNode):
         assert self._localizer is not None
         self._hand_over_initial_pose(message.header.frame_id)
         prior = self._tracker.predict(nanoseconds(message.header.stamp))
-        if prior is not None and not self._submaps.ensure(message.header, prior):
+        if self._localizer.places is not None and self._tracker.wants_search():
+            prior = None
+        elif prior is not None and not self._submaps.ensure(message.header, prior):
             self._health.report(WARN, "Waiting for a submap from the map_server.")
             return
         self._image = None
-        if prior is None:
-            raise InputError("No initial pose is known; publish one on /initialpose or set the parameter initial_pose.")
+        if prior is None and self._localizer.places is None:
+            raise InputError(_NO_INITIAL_POSE)
         if not message.header.frame_id:
             raise InputError("The image's header has no frame_id; set it in the camera driver.")
         if self._camera is None:
             raise InputError(self._camera_problem)
         decode = image_from_compressed if isinstance(message, CompressedImage) else image_from_message
         image = decode(message)
-        self._settle(message.header, image, self._camera, self._localizer.localize(image, self._camera, prior))
+        found = self._localizer.localize(image, self._camera, prior)
+        self._settle(message.header, image, self._camera, found, searched=prior is None)
 
-    def _settle(self, header: Header, image: np.ndarray, camera: Camera, found: Localization) -> None:
+    def _settle(self, header: Header, image: np.ndarray, camera: Camera, found: Localization, searched: bool) -> None:
         """Tells the tracker, the listeners and the diagnostics what became of an image."""
         believed = False
         if found.status == "ok" and found.map_from_camera is not None:
-            believed = self._tracker.accept(nanoseconds(header.stamp), found.map_from_camera)
+            believed = self._tracker.accept(nanoseconds(header.stamp), found.map_from_camera, searched)
         else:
             self._tracker.refuse()
         self._health.note(
@@ -252,6 +290,8 @@ class LocalizerNode(RunnableNode):
             self._outputs.publish(header, image, camera, found, self._localizer.point_map)
         elif self._tracker.state == State.LOST:
             self._health.report(ERROR, f"Lost: {found.reason or 'waiting for a second pose that agrees'}.")
+        elif found.status == "ok":
+            self._health.report(WARN, "Found a pose; waiting for a second one that agrees.")
         else:
             self._health.report(WARN, f"Image refused: {found.reason}")
 

@@ -15,7 +15,8 @@ from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 @dataclass(frozen=True)
 class MapDescription:
     """path of the map directory on the server; checkpoint: fingerprint of the network that encoded it, empty when none
-    did; checkpoint_file: the map's own network, empty when it has none; origin `(3,)` and voxel_size in metres."""
+    did; checkpoint_file: the map's own network, empty when it has none; origin `(3,)` and voxel_size in metres; places:
+    how many views there are to search, without which a first guess is needed."""
 
     path: str
     checkpoint: str
@@ -23,10 +24,11 @@ class MapDescription:
     origin: list[float]
     voxel_size: float
     num_points: int
+    places: int = 0
 
     @classmethod
-    def of(cls, point_map: PointMap) -> MapDescription:
-        """What there is to say about an open map."""
+    def of(cls, point_map: PointMap, places: int = 0) -> MapDescription:
+        """What there is to say about an open map with so many places."""
         file = point_map.path / SITE_CHECKPOINT
         return cls(
             path=str(point_map.path.resolve()),
@@ -35,6 +37,7 @@ class MapDescription:
             origin=[float(value) for value in point_map.origin],
             voxel_size=float(point_map.info.voxel_size),
             num_points=len(point_map),
+            places=places,
         )
 
     def to_message(self) -> String:

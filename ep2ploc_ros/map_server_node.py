@@ -1,7 +1,8 @@
 """The `map_server`: shows the map, and sends the localizer the part of it that it asks for.
 
-Publishes `map_points` (PointCloud2, latched, thinned for display), `map_info` (String, latched: YAML) and `submap`
-(PointCloud2 with descriptors, the stamp of its request); subscribes `submap_request` (PoseStamped).
+Publishes `map_points` (PointCloud2, latched, thinned for display), `map_info` (String, latched: YAML), `map_places`
+(PointCloud2, latched: where to look for a camera that is anywhere) and `submap` (PointCloud2 with descriptors, the
+stamp of its request); subscribes `submap_request` (PoseStamped).
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.map.place_index import NO_PLACES, open_places
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.clouds import cloud_from_points
+from ep2ploc_ros.clouds import cloud_from_places, cloud_from_points
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.map_info import MapDescription
 from ep2ploc_ros.parameters import MapServerParameters, declare
@@ -37,6 +39,7 @@ class MapServerNode(RunnableNode):
         self._map: PointMap | None = None
         self._info_publisher = self.create_publisher(String, "map_info", LATCHED)
         self._points_publisher = self.create_publisher(PointCloud2, "map_points", LATCHED)
+        self._places_publisher = self.create_publisher(PointCloud2, "map_places", LATCHED)
         self._submap_publisher = self.create_publisher(PointCloud2, "submap", QoSProfile(depth=2))
         self.create_subscription(PoseStamped, "submap_request", self._on_request, QoSProfile(depth=2))
         self.add_on_set_parameters_callback(self._on_parameters)
@@ -63,9 +66,11 @@ class MapServerNode(RunnableNode):
 
     def _load(self, point_map: PointMap) -> None:
         points = point_map.thinned(int(self._settings.display_points))
-        self._map, described = point_map, MapDescription.of(point_map)
+        places = open_places(point_map) or NO_PLACES
+        self._map, described = point_map, MapDescription.of(point_map, len(places))
         header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
         self._points_publisher.publish(cloud_from_points(points, header))
+        self._places_publisher.publish(cloud_from_places(places, point_map.origin, header))
         self._info_publisher.publish(described.to_message())
         self.get_logger().info(f"serving {point_map.path} with {len(point_map)} points")
         values = {"map": described.path, "num_points": described.num_points, "checkpoint": described.checkpoint}

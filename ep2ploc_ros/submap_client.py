@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
@@ -17,16 +18,21 @@ from ep2ploc_ros.clouds import points_from_cloud
 from ep2ploc_ros.messages import nanoseconds, pose_to_message
 
 _ASK_AGAIN_SECONDS = 2.0
+_PATIENCE_SECONDS = 6.0
 
 
 class SubmapCache:
     """A MapSource that holds the last submap. Its coordinates are those of the ROS map frame, so its origin is zero."""
 
-    def __init__(self, checkpoint: str, voxel_size: float) -> None:
-        """checkpoint: fingerprint of the network that made the descriptors. voxel_size: of the map, in metres."""
+    def __init__(
+        self, checkpoint: str, voxel_size: float, fetch: Callable[[np.ndarray], None] = lambda centre: None
+    ) -> None:
+        """checkpoint: fingerprint of the network that made the descriptors. voxel_size: of the map, in metres. fetch:
+        called before points around a place `(3,)` are looked up; it may `hold` others first."""
         self.origin = np.zeros(3)
         self.checkpoint = checkpoint
         self.voxel_size = voxel_size
+        self._fetch = fetch
         self._centre: np.ndarray | None = None
         self._points = MapPoints.concatenate([])
 
@@ -42,17 +48,22 @@ class SubmapCache:
 
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The held points within `radius` metres (horizontally) of `centre` `(3,)`, map frame."""
+        self._fetch(np.asarray(centre))
         offset = self._points.xyz[:, :2] - np.asarray(centre, np.float32)[:2]
         return self._points.select((offset * offset).sum(1) < radius * radius)
 
 
 class SubmapClient:
-    """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for."""
+    """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for. `receive`: waits up
+    to so many seconds for a submap message, and gives None when none came."""
 
-    def __init__(self, node: Node, map_frame: str, refresh: float) -> None:
+    def __init__(
+        self, node: Node, map_frame: str, refresh: float, receive: Callable[[float], PointCloud2 | None]
+    ) -> None:
         self.cache = SubmapCache("", voxel_size=0.2)
         self._map_frame = map_frame
         self._refresh = refresh
+        self._receive = receive
         self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
         self._asked_at = 0.0
         self._publisher = node.create_publisher(PoseStamped, "submap_request", QoSProfile(depth=2))
@@ -60,7 +71,7 @@ class SubmapClient:
     def begin(self, checkpoint: str, voxel_size: float) -> SubmapCache:
         """Starts with nothing at hand, for a map with voxels of this size, encoded by the network of this
         fingerprint."""
-        self.cache = SubmapCache(checkpoint, voxel_size)
+        self.cache = SubmapCache(checkpoint, voxel_size, self._fetch)
         self._asked.clear()
         return self.cache
 
@@ -70,6 +81,23 @@ class SubmapClient:
         if distance > self._refresh:
             self._ask(header, map_from_camera)
         return distance <= 2 * self._refresh
+
+    def _fetch(self, place: np.ndarray) -> None:
+        """Waits for a submap around a place `(3,)` when the one at hand does not reach it: a search looks at many
+        places. Raises InputError when none comes."""
+        until = time.monotonic() + _PATIENCE_SECONDS
+        while self.cache.distance(place) > 2 * self._refresh:
+            pose = np.eye(4)
+            pose[:3, 3] = place
+            stamp = time.time_ns()
+            header = Header()
+            header.stamp.sec, header.stamp.nanosec = stamp // 10**9, stamp % 10**9
+            self._ask(header, pose)
+            message = self._receive(_ASK_AGAIN_SECONDS)
+            if message is not None:
+                self.take(message)
+            elif time.monotonic() > until:
+                raise InputError("The map_server sends no submap; is it running, and is its topic submap connected?")
 
     def take(self, message: PointCloud2) -> None:
         """Holds a submap that was asked for; others are none of ours. Raises InputError when it cannot be used."""

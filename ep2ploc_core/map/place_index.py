@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.point_map import PointMap, load_array, save_array
-from ep2ploc_core.map.views import DIRECTIONS, SPACING, choose_views, look
+from ep2ploc_core.map.views import choose_views, look
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
 _BLOCK = 65536  # views that are compared at a time
@@ -36,6 +36,9 @@ class PlaceIndex:
         ])  # fmt: skip
         best = np.argpartition(-likeness, min(count, len(self)) - 1)[:count]
         return [int(index) for index in best[np.argsort(-likeness[best], kind="stable")]]
+
+
+NO_PLACES = PlaceIndex(np.zeros((0, 4, 4)), np.zeros((0, 1), np.float16))
 
 
 def encode_places(
@@ -66,11 +69,11 @@ def describe_views(network: EP2PLoc, descriptors: Tensor, valid: Tensor) -> Tens
     return network.point_vlad(descriptors.float() / 127, valid.float())
 
 
-def open_places(point_map: PointMap) -> PlaceIndex:
-    """The views stored in a map. Raises MapError when there are none, or when the file is broken."""
+def open_places(point_map: PointMap) -> PlaceIndex | None:
+    """The views stored in a map, None when it was encoded without. Raises MapError when the file is broken."""
     file = _file(point_map, point_map.checkpoint)
     if not file.exists():
-        raise MapError(f"The map {point_map.path} has no places to search; encode it with `ep2ploc map encode`.")
+        return None
     try:
         kept = load_array(file)
         return PlaceIndex(kept["map_from_camera"], kept["descriptor"])

@@ -53,7 +53,7 @@ def learn_places(
     shares = _nearness(poses, views)
     wanted = torch.from_numpy(shares).float().to(device)
 
-    # Where no picture was taken nobody knows what images look like: such places must not be pushed away from all of them.
+    # Where no picture was taken nobody knows what images look like: such places must not be pushed away from them all.
     near_picture = np.linalg.norm(poses[:, None, :3, 3] - views[None, :, :3, 3], axis=2).min(0) < 2 * START_RANGE[0]
     known = np.flatnonzero(near_picture)
 

@@ -1,5 +1,7 @@
 """Adaptation to one site: a checkpoint learns from the images of the mapping run itself.
 
+At the end the heads that describe whole images and views learn which places look like which images.
+
 Besides the network's weights a code for every voxel of the map is learned and added to the descriptor that the point
 encoder gives it: what the camera sees there need not follow from the geometry. The codes end up in the map's
 descriptors, so that nothing is slower when localizing. In training a frame's own scan, and a random number of its
@@ -13,17 +15,22 @@ from pathlib import Path
 
 import torch
 import torch.distributed as distributed
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
 from ep2ploc_core.map.encode import encode_points
+from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import reopen_source
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights
+from ep2ploc_core.training.places import learn_places
 from ep2ploc_core.training.scenes import drive_scene
 from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
 
+PLACE_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+                 TimeRemainingColumn())  # fmt: skip
 SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2, novel=0.5)
 SITE_SCHEDULE = Schedule(steps=700, learning_rate=1e-3, warmup=50, ema=0.99, noise_start=0.6, noise_ramp=0.3)
 
@@ -51,14 +58,24 @@ def adapt_to_site(
     trainer = Trainer(network, sampler, schedule, LossWeights(place=0.0, hypotheses=128), scratch, device, codes)
     trainer.run()
     if trainer.rank == 0:
-        adapted = trainer.averaged_network()
-        save_network(adapted, scratch / SITE_CHECKPOINT, {"adapted_from": checkpoint, "steps": str(trainer.step)})
+        notes = {"adapted_from": checkpoint, "steps": str(trainer.step)}
+        save_network(trainer.averaged_network(), scratch / SITE_CHECKPOINT, notes)
         stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
         learned = trainer.averaged_codes()
         assert learned is not None and scene.code_voxel is not None
         descriptors = encode_points(points, stored, learned, scene.code_voxel)
+        point_map.store_descriptors(descriptors, stored.fingerprint)
+        with Progress(*PLACE_COLUMNS) as progress:
+            task = progress.add_task("learning places")
+            learn_places(
+                stored, point_map, sampler,
+                progress=lambda done, total: progress.update(task, completed=done, total=total),
+            )  # fmt: skip
+        save_network(stored, scratch / SITE_CHECKPOINT, notes)
+        stored = load_network(scratch / SITE_CHECKPOINT, device)
         shutil.copyfile(scratch / SITE_CHECKPOINT, Path(map_path) / SITE_CHECKPOINT)
         point_map.store_descriptors(descriptors, stored.fingerprint)
+        encode_places(point_map, stored)
         shutil.rmtree(scratch)
     if distributed.is_initialized():
         distributed.barrier()

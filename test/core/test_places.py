@@ -1,0 +1,143 @@
+"""Localization without a first guess: views all over a map, the index of their descriptors, and the search."""
+
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.errors import MapError
+from ep2ploc_core.localizer import Localizer, LocalizerSettings
+from ep2ploc_core.map.build import build_map
+from ep2ploc_core.map.place_index import PlaceIndex, encode_places, open_places
+from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, save_array, write_map
+from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.map.views import DIRECTIONS, EYE_HEIGHT, SPACING, choose_views, look
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.visibility import remove_invisible
+
+
+def ground(path: Path, length: float = 30.0, up: tuple[float, float, float] = (0, 0, 1)) -> PointMap:
+    """A flat square of ground with descriptors that are all different."""
+    side = np.arange(0, length, 0.5, dtype=np.float32)
+    xyz = np.stack([*np.meshgrid(side, side), np.zeros((len(side),) * 2)], -1).reshape(-1, 3).astype(np.float32)
+    attributes = np.zeros((len(xyz), 6), np.float32)
+    attributes[:, 3] = 1
+    points = MapPoints(xyz, attributes, np.zeros((len(xyz), 2), np.uint16))
+    point_map = write_map(path, points, MapInfo(voxel_size=0.5, origin=[1e6, 2e6, 50.0], up=list(up)))
+    descriptors = np.random.default_rng(0).integers(-90, 90, (len(xyz), 64)).astype(np.int8)
+    point_map.store_descriptors(descriptors, "12345678")
+    return point_map
+
+
+def test_views_follow_the_path_also_where_scans_are_missing(tmp_path: Path) -> None:
+    point_map = ground(tmp_path / "map")
+    path = np.tile(np.eye(4), (6, 1, 1))
+    path[:, :3, 3] = [1e6, 2e6, 51.5] + np.array([[0, 0, 0], [1, 0, 0], [3, 0, 0], [15, 0, 0], [15, 9, 0], [315, 9, 0]])
+    save_array(point_map.path / PATH_FILE, path)
+    views = choose_views(point_map)
+    places = np.unique(views[:, :3, 3], axis=0)
+    assert len(views) == DIRECTIONS * len(places)
+    apart = np.linalg.norm(places[:, None] - places[None], axis=2) + 1e9 * np.eye(len(places))
+    assert apart.min() > SPACING - 1e-3
+    corners = path[:, :3, 3]
+    driven = np.concatenate([a + np.linspace(0, 1, 50)[:, None] * (b - a) for a, b in pairwise(corners[:5])])
+    assert np.linalg.norm(driven[:, None] - places[None], axis=2).min(1).max() < SPACING
+    # Nobody knows the way over 300 m from the last scan but one to the last.
+    assert not np.any((places[:, 0] > 1e6 + 20) & (places[:, 0] < 1e6 + 300))
+    np.testing.assert_allclose(np.linalg.det(views[:, :3, :3]), 1)
+    np.testing.assert_allclose(views[:, :3, 1], np.tile([0, 0, -1.0], (len(views), 1)), atol=1e-12)  # level
+    heading = np.sort(np.arctan2(views[:DIRECTIONS, 1, 2], views[:DIRECTIONS, 0, 2]))
+    np.testing.assert_allclose(np.diff(heading), 2 * np.pi / DIRECTIONS, atol=1e-9)
+
+
+def test_without_a_path_views_stand_on_the_ground(tmp_path: Path) -> None:
+    views = choose_views(ground(tmp_path / "map"))
+    np.testing.assert_allclose(views[:, 2, 3], 50.0 + EYE_HEIGHT, atol=1e-5)
+    places = np.unique(views[:, :2, 3], axis=0) - [1e6, 2e6]
+    grid = np.stack(np.meshgrid(np.arange(1.0, 29, 2), np.arange(1.0, 29, 2)), -1).reshape(-1, 2)
+    assert np.linalg.norm(grid[:, None] - places[None], axis=2).min(1).max() < SPACING
+
+
+def test_a_view_shows_what_is_visible_from_it(tmp_path: Path) -> None:
+    point_map = ground(tmp_path / "map")
+    views = choose_views(point_map)
+    chosen = views[[700, 701]]
+    (seen,) = look(point_map, chosen, torch.device("cpu"))
+    points = point_map.all_points()
+    camera_from_map = np.linalg.inv(chosen[1])
+    local = torch.from_numpy(points.xyz + (point_map.origin - [1e6, 2e6, 50.0])).float()
+    camera_from_map[:3, 3] += camera_from_map[:3, :3] @ [1e6, 2e6, 50.0]
+    visible = remove_invisible(
+        local, torch.from_numpy(camera_from_map).float(), torch.tensor([320.0, 320, 255.5, 127.5]), (512, 256), 0.5
+    )
+    known = {row.tobytes() for row in points.descriptors[visible.index.numpy()]}
+    shown = seen.descriptors[1][seen.valid[1]].numpy()
+    assert 50 < len(shown) <= 256
+    # A few of them lie on the border of what float32 calls visible.
+    assert np.mean([row.tobytes() in known for row in shown]) > 0.98
+
+
+def test_the_search_finds_the_most_alike_in_order() -> None:
+    rng = np.random.default_rng(0)
+    descriptors = rng.standard_normal((70_000, 16)).astype(np.float16)  # more than are compared at a time
+    index = PlaceIndex(np.tile(np.eye(4), (len(descriptors), 1, 1)), descriptors)
+    wanted = rng.standard_normal(16).astype(np.float32)
+    brute = np.argsort(-(descriptors.astype(np.float64) @ wanted.astype(np.float64)))
+    assert index.search(wanted, 12) == brute[:12].tolist()
+    assert sorted(index.search(wanted, 10**6)) == list(range(len(descriptors)))
+
+
+def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Path) -> None:
+    here = PointMap.open(site.map_path)
+    there = write_map(tmp_path / "map", here.all_points(), here.info)
+    network = load_network(site.map_path / SITE_CHECKPOINT)
+    there.store_descriptors(here.all_points().descriptors, network.fingerprint)
+    assert open_places(there) is None
+    encoded = encode_places(there, network)
+    opened = open_places(PointMap.open(there.path))
+    assert opened is not None and len(opened) == len(encoded) > DIRECTIONS
+    np.testing.assert_array_equal(opened.map_from_camera, encoded.map_from_camera)
+    np.testing.assert_array_equal(opened.descriptors, encoded.descriptors)
+    np.testing.assert_allclose(np.linalg.norm(opened.descriptors.astype(float), axis=1), 1, atol=1e-2)
+    file = next(there.path.glob("places.*.npy"))
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(MapError, match="encode it again"):
+        open_places(there)
+
+
+def test_a_build_remembers_where_the_sensor_was(tmp_path: Path, site) -> None:
+    source = KittiSource(site.drive_path)
+    point_map = build_map(source, tmp_path / "map")
+    np.testing.assert_array_equal(point_map.sensor_path(), np.stack([scan.map_from_lidar for scan in source.scans()]))
+
+
+def test_images_of_the_site_are_found_without_a_prior(site) -> None:
+    """The place heads have learned these very images, so this is a test of the way, not a figure."""
+    point_map = PointMap.open(site.map_path)
+    network = load_network(site.map_path / SITE_CHECKPOINT)
+    places = open_places(point_map)
+    settings = LocalizerSettings(least_score=-0.5, least_margin=-1.0)
+    localizer = Localizer(network, point_map, settings=settings, places=places)
+    drive = KittiDrive(site.drive_path)
+    near = []
+    for number in (4, 10, 16):
+        frame = drive.frame(number)
+        result = localizer.localize(drive.read_image(frame), drive.camera)
+        assert result.candidate is not None, result.reason
+        metres, radians = se3.pose_error(result.candidate, drive.map_from_camera(frame))
+        near.append(metres < 1.0 and radians < np.radians(3))
+    assert sum(near) >= 2
+    sure = replace(settings, least_margin=10.0)
+    refused = Localizer(network, point_map, settings=sure, places=places).localize(site.image, site.camera)
+    assert refused.status == "refused" and "as well" in refused.reason
+
+
+def test_a_map_without_places_asks_for_a_guess(site) -> None:
+    localizer = Localizer(load_network(site.map_path / SITE_CHECKPOINT), PointMap.open(site.map_path))
+    result = localizer.localize(site.image, site.camera)
+    assert result.status == "refused" and "first guess" in result.reason
