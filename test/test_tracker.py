@@ -176,3 +176,43 @@ def test_reset_forgets_and_restart_remembers_the_initial_pose() -> None:
     tracker.reset()
     assert tracker.predict(3 * SECOND) is None
     assert not tracker.has_initial
+
+
+def test_a_searched_pose_counts_once_a_second_one_agrees() -> None:
+    tracker = Tracker()
+    assert tracker.wants_search()
+    assert not tracker.accept(SECOND, at(10), searched=True)
+    assert tracker.state == State.INITIALIZING and not tracker.wants_search()
+    assert np.allclose(tracker.predict(SECOND + SECOND // 10), at(10))
+    assert tracker.accept(SECOND + SECOND // 10, at(10.5))
+    assert tracker.state == State.TRACKING
+
+
+def test_a_searched_pose_that_the_next_one_contradicts_is_not_believed() -> None:
+    tracker = Tracker()
+    assert not tracker.accept(SECOND, at(10), searched=True)
+    assert not tracker.accept(SECOND + SECOND // 10, at(40))
+    assert tracker.state == State.INITIALIZING
+    assert tracker.accept(SECOND + SECOND // 5, at(40.2))  # these two agree
+
+
+def test_when_lost_every_third_image_is_searched_for() -> None:
+    tracker = lost_tracker()
+    wanted = []
+    for k in range(6):
+        wanted.append(tracker.wants_search())
+        tracker.predict(3 * SECOND + k)
+        tracker.refuse()
+    assert wanted == [True, False, False, True, False, False]
+    assert not tracker.accept(4 * SECOND, at(90), searched=True)
+    assert tracker.state == State.LOST
+    assert tracker.accept(4 * SECOND + SECOND // 10, at(90.3))
+    assert tracker.state == State.TRACKING
+
+
+def test_an_initial_pose_needs_no_confirmation_also_after_a_search() -> None:
+    tracker = Tracker()
+    tracker.accept(SECOND, at(10), searched=True)
+    tracker.set_initial(at(3))
+    tracker.predict(2 * SECOND)
+    assert tracker.accept(2 * SECOND, at(3.1))

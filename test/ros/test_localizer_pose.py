@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, TransformStamped
 from nav_msgs.msg import Path as PathMessage
-from rclpy.qos import qos_profile_sensor_data
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
+from std_srvs.srv import Trigger
 from tf2_msgs.msg import TFMessage
 
 from ep2ploc_core import se3
@@ -21,6 +22,7 @@ from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_ros.messages import image_from_message, nanoseconds, pose_from_message, pose_to_message
 from ep2ploc_ros.ros_imports import StaticTransformBroadcaster, TransformBroadcaster
 
+_LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # The site of the tests is learned for two minutes only, which is too little for the evidence asked for by default.
 LENIENT = LocalizerSettings(least_score=-0.5)
 
@@ -218,3 +220,23 @@ def test_stale_images_are_dropped_and_counted(listener, start, site, camera) -> 
     listener.wait(lambda: values()["image_stamp"] == str(nanoseconds(last.header.stamp)))
     assert int(values()["images_dropped"]) > 0
     assert len(poses) < 100
+
+
+def test_a_camera_anywhere_in_the_map_is_found_and_confirmed_by_a_second_image(listener, start, site, camera) -> None:
+    start("map_server_node", map_path=site.map_path, submap_radius=60)
+    start("localizer_node", least_score=LENIENT.least_score)
+    poses = listener.listen(PoseStamped, "pose")
+    places = listener.listen(PointCloud2, "map_places", _LATCHED)
+    relocalize = listener.node.create_client(Trigger, "localizer/relocalize")
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(lambda: places)
+    listener.wait(camera.ready)
+    drive = KittiDrive(site.drive_path)
+    truth = drive.map_from_camera(drive.frame(site.query))
+    listener.wait_for_diagnostic("localizer", "a second one that agrees", meanwhile=camera.good)
+    listener.wait(lambda: poses, meanwhile=camera.good)
+    metres, radians = se3.pose_error(pose_from_message(poses[0].pose), truth)
+    assert metres < 0.5 and radians < np.radians(2)
+    answer = listener.wait_for_service(relocalize, Trigger.Request())
+    assert answer.success and "Searching" in answer.message
+    listener.wait_for_diagnostic("localizer", "a second one that agrees", meanwhile=camera.good)

@@ -7,14 +7,22 @@ import array
 import cv2
 import numpy as np
 import pytest
+import torch
 from geometry_msgs.msg import Pose
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
 from std_msgs.msg import Header
 
 from ep2ploc_core import se3
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints
-from ep2ploc_ros.clouds import cloud_from_matches, cloud_from_points, points_from_cloud
+from ep2ploc_ros.clouds import (
+    cloud_from_matches,
+    cloud_from_places,
+    cloud_from_points,
+    places_from_cloud,
+    points_from_cloud,
+)
 from ep2ploc_ros.messages import (
     camera_from_message,
     image_from_compressed,
@@ -170,6 +178,33 @@ def test_cloud_round_trip(count: int, width: int | None) -> None:
         assert np.array_equal(back.descriptors, points.descriptors)
         field = message.fields[-1]
         assert (field.name, field.datatype, field.count) == ("descriptor", PointField.INT8, width)
+
+
+def test_places_round_trip_relative_to_the_maps_origin() -> None:
+    rng = np.random.default_rng(0)
+    poses = se3.exp(torch.from_numpy(rng.uniform(-2, 2, (30, 6)))).numpy()
+    origin = np.array([4e5, 5e6, 100.0])
+    poses[:, :3, 3] += origin
+    descriptors = rng.standard_normal((30, 256))
+    descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
+    places = PlaceIndex(poses, descriptors.astype(np.float16))
+    back = places_from_cloud(cloud_from_places(places, origin, Header(frame_id="map")))
+    poses[:, :3, 3] -= origin
+    np.testing.assert_allclose(back.map_from_camera, poses, atol=1e-5)
+    np.testing.assert_allclose(back.descriptors.astype(float), descriptors, atol=0.5 / 127 + 1e-3)
+    assert not len(places_from_cloud(cloud_from_places(NO_PLACES, np.zeros(3), Header())))
+
+
+def test_places_without_rotations_are_refused() -> None:
+    places = PlaceIndex(np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 8), np.float16))
+    message = cloud_from_places(places, np.zeros(3), Header())
+    values = np.frombuffer(bytes(message.data), np.uint8).reshape(3, message.point_step).copy()
+    values[1, 12:28] = 0
+    message.data = array.array("B", values.tobytes())
+    with pytest.raises(InputError, match="rotations"):
+        places_from_cloud(message)
+    with pytest.raises(InputError, match="no field 'qx'"):
+        places_from_cloud(cloud_from_points(map_points(10, 4), Header()))
 
 
 def test_cloud_of_matches_holds_points_and_pixels() -> None:
