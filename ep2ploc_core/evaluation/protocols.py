@@ -83,7 +83,7 @@ def evaluate_tracking(
             result = finder.localize(shown.image, shown.camera, start)
             rows.append({**shown.name, **_judge(result, None if foreign else truth)})
             errors = {**error_row(start, truth), **error_row(start, truth, "candidate_")}
-            starts.append({**shown.name, "status": "ok", "seconds": 0.0, **errors})
+            starts.append({**shown.name, "status": "ok", **errors})
             progress(len(rows), total)
     return {
         "protocol": {"name": "tracking", **asdict(protocol), "foreign": foreign and str(foreign.path)},

@@ -56,8 +56,9 @@ class Grid:
 
     def in_markdown(self) -> str:
         """Ends in a line break."""
-        lines = [self.header, ["---"] * len(self.header), *self.rows]
-        return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+        lines = [f"| {' | '.join(cells)} |\n" for cells in (self.header, *self.rows)]
+        lines.insert(1, "|---" * len(self.header) + "|\n")
+        return "".join(lines)
 
 
 def summary_grid(rows: dict[str, Any]) -> Grid:

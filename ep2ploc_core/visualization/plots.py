@@ -77,7 +77,8 @@ def plot_recall(reports: dict[str, dict[str, Any]], path: Path) -> None:
         rows = report["results"]
         errors = np.sort([row["translation_error_m"] for row in rows if row["status"] == "ok"])
         share = np.arange(1, len(errors) + 1) / max(1, len(rows))
-        axes.step(np.r_[0, errors, 5], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
+        end = max(5.0, errors.max(initial=0))
+        axes.step(np.r_[0, errors, end], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
     axes.set_xlim(0, 2.5)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
