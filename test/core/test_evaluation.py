@@ -130,14 +130,14 @@ def test_covariances_in_another_frame_would_show() -> None:
     """In the camera's axes instead of the map's the same uncertainty is another matrix."""
     rng = np.random.default_rng(3)
     covariance = np.diag([1.0, 0.01, 0.01, 0.01, 0.01, 0.01]) ** 2
-    inside = []
+    bound, inside = chi2.ppf(0.9, 6), []
     for _ in range(150):
         truth = np.eye(4)
         truth[:3, :3] = Rotation.random(rng=rng).as_matrix()
         tangent = np.sqrt(np.diag(covariance)) * rng.standard_normal(6)
         right = se3.perturb(torch.from_numpy(truth), torch.from_numpy(tangent)).numpy()
         wrong = truth @ se3.exp(torch.from_numpy(tangent)).numpy()
-        inside.append([mahalanobis_squared(pose, truth, covariance)["pose"] < chi2.ppf(0.9, 6) for pose in (right, wrong)])
+        inside.append([mahalanobis_squared(pose, truth, covariance)["pose"] < bound for pose in (right, wrong)])
     right_share, wrong_share = np.mean(inside, axis=0)
     assert right_share > 0.8 and wrong_share < 0.3
 
@@ -172,7 +172,7 @@ class Oracle:
 
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
         self.priors.append(prior)
-        pose = self.poses.get(int(round(float(image.mean()))))
+        pose = self.poses.get(round(float(image.mean())))
         if pose is None:
             return Localization("refused", "never seen")
         return Localization("ok", map_from_camera=pose, candidate=pose, covariance=np.eye(6) * 1e-4)
@@ -233,7 +233,7 @@ def test_foreign_images_are_shown_at_the_same_starts(places: tuple) -> None:
 
 
 def test_a_control_that_would_be_none_is_refused(places: tuple, tmp_path: Path) -> None:
-    _, foreign, known = places
+    _, _, known = places
     single = write_plain_queries(tmp_path / "one", [10], 1.0)
     with pytest.raises(InputError, match="two queries or more"):
         evaluate_global(Oracle(known, []), single, GlobalProtocol(swap=True))
