@@ -98,12 +98,15 @@ def plot_error_over_distance(rows: list[dict[str, Any]], path: Path) -> None:
         error = [max(row["candidate_translation_error_m"], _LEAST_ERROR) for row in some]
         colour = "tab:red" if status == "ok" else "tab:blue"
         axes.scatter(distance, error, s=18, facecolors=face, edgecolors=colour, linewidths=0.9, label=label)
-    axes.set_yscale("log")
+    if any("candidate_translation_error_m" in row for row in rows):
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "no pose was found", ha="center", transform=axes.transAxes)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3, which="both")
     axes.set_xlabel("distance to the nearest mapping image [m]")
     axes.set_ylabel("translation error [m]")
-    axes.legend(loc="lower right")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above: points may lie anywhere
     _save(figure, path)
 
 

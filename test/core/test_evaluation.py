@@ -19,6 +19,7 @@ from ep2ploc_core.evaluation.metrics import AXES, axis_error, summarize, summari
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
 from ep2ploc_core.evaluation.report import axis_grid, calibration_grid, report_grids, summary_markdown
 from ep2ploc_core.localizer import Localization
+from ep2ploc_core.visualization.plots import plot_calibration, plot_error_over_distance, plot_recall
 
 DRAWS = 1500
 
@@ -240,6 +241,22 @@ def test_a_control_that_would_be_none_is_refused(places: tuple, tmp_path: Path) 
     (single.path / "poses.txt").unlink()
     with pytest.raises(InputError, match=r"no poses\.txt"):
         evaluate_global(Oracle(known, []), Queries(single.path), GlobalProtocol())
+
+
+def test_plots_are_drawn_of_any_results(places: tuple, tmp_path: Path) -> None:
+    """Also of none: everything refused with or without a candidate."""
+    queries, _, known = places
+    found = evaluate_global(Oracle(known, []), queries, GlobalProtocol())
+    lost = evaluate_global(Oracle({}, []), queries, GlobalProtocol())
+    for name, report in (("found", found), ("lost", lost)):
+        for row in report["results"]:
+            row["distance_to_mapping_m"] = 1.0
+        plot_recall({"start": {"results": []}, "network": report}, tmp_path / f"{name}/recall.png")
+        plot_calibration(report["results"], tmp_path / f"{name}/calibration.png")
+        plot_error_over_distance(report["results"], tmp_path / f"{name}/distance.png")
+        for plot in ("recall", "calibration", "distance"):
+            picture = cv2.imread(str(tmp_path / f"{name}/{plot}.png"))
+            assert picture.std() > 1  # something is drawn
 
 
 def test_every_axis_has_a_row() -> None:
