@@ -130,7 +130,7 @@ def plot_calibration(rows: list[dict[str, Any]], path: Path) -> None:
             axes.step(np.r_[0, reached, 1], np.r_[0, share, 1], where="post", label=part)
         axes.legend(loc="lower right", title=f"{len(given)} poses of {queries} images")
     else:
-        axes.text(0.5, 0.6, "no pose was given", ha="center")
+        axes.text(0.5, 0.8, "no pose was given", ha="center")
     axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--")
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
