@@ -219,36 +219,64 @@ def draw_map(
 def evaluate(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
     queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
-    protocol: Annotated[str, typer.Option(help="tracking: each query from a wrong start.")] = "tracking",
-    noise: Annotated[str, typer.Option(help="Largest start error.")] = "2m,10deg",
-    repeats: Annotated[int, typer.Option(help="Starts per query.", min=1)] = 1,
-    seed: Annotated[int, typer.Option(help="Of the start errors.")] = 0,
+    protocol: Annotated[str, typer.Option(help="tracking: from a wrong start; global: without any.")] = "tracking",
+    noise: Annotated[str | None, typer.Option(help="Tracking: largest start error; 2m,10deg if not given.")] = None,
+    repeats: Annotated[int | None, typer.Option(help="Tracking: starts per query; 1 if not given.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Tracking: of the start errors; 0 if not given.")] = None,
     swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
+    foreign: Annotated[Path | None, typer.Option(help="Control: images of these queries, of another site.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every result here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
     device: Device = "auto",
 ) -> None:
     """Localize queries with known poses and compare."""
     from ep2ploc_core.datasets.queries import Queries
-    from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
-    from ep2ploc_core.evaluation.report import summary_table
-    from ep2ploc_core.visualization.plots import plot_recall
+    from ep2ploc_core.evaluation.mapping_distance import SAME_PLACE_METRES, distance_to_mapping
+    from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
+    from ep2ploc_core.evaluation.report import report_grids
+    from ep2ploc_core.visualization.plots import plot_evaluation
 
-    if protocol != "tracking":
-        raise InputError(f"The protocol '{protocol}' is not known; there is: tracking.")
-    numbers = re.fullmatch(r"([0-9.]+)m,([0-9.]+)deg", noise)
-    if not numbers:
-        raise InputError(f"The noise '{noise}' cannot be read; write it like 2m,10deg.")
-    settings = TrackingProtocol(float(numbers[1]), float(numbers[2]), repeats, seed, swap)
-    localizer, _ = _localizer(map_path, checkpoint, device)
+    if protocol not in ("tracking", "global"):
+        raise InputError(f"The protocol '{protocol}' is not known; there are: tracking, global.")
+    of_tracking = {"--noise": noise, "--repeats": repeats, "--seed": seed}
+    given = [name for name, value in of_tracking.items() if value is not None]
+    if protocol == "global" and given:
+        raise InputError(f"The protocol 'global' has no starts, so {given[0]} does not apply; leave it out.")
+    if foreign and (swap or plots):
+        raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
+    metres, degrees = _parse_noise(noise or "2m,10deg")
+    asked = Queries(queries)
+    others = Queries(foreign) if foreign else None
+    localizer, point_map = _localizer(map_path, checkpoint, device)
     with progress_bar("localizing") as progress:
-        report = evaluate_tracking(localizer, Queries(queries), settings, progress)
-    Console().print(summary_table({"start": report["start"], "network": report["summary"]}))
+        if protocol == "tracking":
+            settings = TrackingProtocol(metres, degrees, repeats or 1, seed or 0, swap)
+            report = evaluate_tracking(localizer, asked, settings, progress, others)
+        else:
+            report = evaluate_global(localizer, asked, GlobalProtocol(swap), progress, others)
+    report = {"map": str(map_path), "queries": str(queries), "network": localizer.network.fingerprint, **report}
+    truth = asked.map_from_camera
+    distance = None if truth is None else distance_to_mapping(point_map, truth)
+    if distance is not None:
+        for row in report["results"]:
+            row["distance_to_mapping_m"] = round(float(distance[row["query"]]), 3)
+        same = report["summary"]["queries_at_mapping_images"] = int((distance < SAME_PLACE_METRES).sum())
+        if same:
+            console.print(
+                f"{same} of {len(asked)} queries lie where an image of the mapping run was taken: was the map built "
+                "with --hold-out? If not, these figures say little."
+            )
+    grids = report_grids(report)
+    for grid in grids:
+        Console().print(grid.on_terminal())
     if json_out:
         _write_json(json_out, report)
-    if plots:
-        plot_recall({"network": report}, plots / "recall.png")
+    if markdown:
+        _write_text(markdown, "\n".join(grid.in_markdown() for grid in grids))
+    if plots and truth is not None:
+        plot_evaluation(report, truth, point_map, plots)
 
 
 @app.command()
@@ -379,10 +407,23 @@ def _parse_prior(text: str) -> np.ndarray:
     return se3.from_quaternion(np.array(numbers[:3]), np.array(numbers[3:]))
 
 
+def _parse_noise(text: str) -> tuple[float, float]:
+    """Metres and degrees."""
+    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    numbers = re.fullmatch(f"{number}m,{number}deg", text)
+    if not numbers:
+        raise InputError(f"The noise '{text}' cannot be read; write it like 2m,10deg.")
+    return float(numbers[1]), float(numbers[2])
+
+
 def _write_json(path: Path, content: Any) -> None:
+    _write_text(path, json.dumps(content, indent=1))
+
+
+def _write_text(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(content, indent=1))
+    aside.write_text(text)
     os.replace(aside, path)
 
 

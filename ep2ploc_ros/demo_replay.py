@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from ep2ploc_core.errors import Ep2plocError
-from ep2ploc_core.evaluation.protocols import error_row
+from ep2ploc_core.evaluation.metrics import error_row
 from ep2ploc_core.se3 import pose_error
 from ep2ploc_ros.shared_files import shared_file
 

@@ -1,7 +1,8 @@
-"""Tracking in an accumulated map: localize each query from wrong starts, and compare with the truth.
+"""Localize queries in a map, and compare with the truth: with a wrong first guess (tracking) or with none (global).
 
-What it leaks: the start lies within a known box around the truth. What it must not leak: the query's own scan and its
-neighbours have to be left out of the map (`ep2ploc map build --hold-out QUERIES`).
+What they leak: tracking, that the truth lies within a known box around the start; global, nothing. What neither must
+leak: the queries' own scans and images and their neighbours have to be left out of the map and of the adaptation to it
+(`ep2ploc map build --hold-out QUERIES`).
 """
 
 from __future__ import annotations
@@ -9,16 +10,28 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from ep2ploc_core import se3
+from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.evaluation.metrics import axis_error, summarize
-from ep2ploc_core.localizer import Localization, Localizer
+from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
+from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
+from ep2ploc_core.localizer import Localization
+
+Progress = Callable[[int, int], None]
+
+
+class PoseFinder(Protocol):
+    """What is judged: `Localizer`, or anything that answers as it does."""
+
+    def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
+        """See `Localizer.localize`."""
 
 
 @dataclass(frozen=True)
@@ -34,50 +47,76 @@ class TrackingProtocol:
     swap: bool = False
 
 
+@dataclass(frozen=True)
+class GlobalProtocol:
+    """Each query once, without any first guess. `swap`: each query gets the image of another one, half the drive away,
+    and is compared with its own truth all the same: the right answer lies at the other image's place, so whatever still
+    comes out right came from something else than the image."""
+
+    swap: bool = False
+
+
 def evaluate_tracking(
-    localizer: Localizer,
+    finder: PoseFinder,
     queries: Queries,
     protocol: TrackingProtocol,
-    progress: Callable[[int, int], None] = lambda done, total: None,
-) -> dict[str, object]:
+    progress: Progress = lambda done, total: None,
+    foreign: Queries | None = None,
+) -> dict[str, Any]:
     """`{"protocol", "summary", "results": a row per query and start}`, and the same for the starts: `"start"`,
-    `"start_results"`."""
-    if queries.map_from_camera is None:
-        raise InputError(f"{queries.path} has no poses.txt, so there is nothing to compare with.")
+    `"start_results"`.
+
+    foreign: queries of another site, whose images are shown in place of the right ones at the same starts; there are no
+    errors then, and every pose given is a false accept. Raises InputError when there is nothing to compare with.
+    """
+    truths = _truths(queries)
     rng = np.random.default_rng(protocol.seed)
-    rows: list[dict[str, object]] = []
-    starts: list[dict[str, object]] = []
+    rows: list[dict[str, Any]] = []
+    starts: list[dict[str, Any]] = []
     total = len(queries) * protocol.repeats
     scale = np.array([protocol.metres / START_RANGE[0]] * 3 + [math.radians(protocol.degrees) / START_RANGE[4]] * 3)
-    for query in range(len(queries)):
-        truth = queries.map_from_camera[query]
-        shown = (query + len(queries) // 2) % len(queries) if protocol.swap else query
-        image = queries.image(shown)
+    for query, truth in enumerate(truths):
+        shown = _show(queries, query, protocol.swap, foreign)
         for _ in range(protocol.repeats):
             error = draw_start(rng, 1.0) * scale
             start = truth @ se3.exp(torch.from_numpy(error)).numpy()
-            result = localizer.localize(image, queries.camera, start)
-            name = {"image": queries.image_paths[shown].name, "query": query}
-            rows.append({
-                **name,
-                **result_row(result),
-                **error_row(result.map_from_camera, truth),
-                **error_row(result.candidate, truth, "candidate_"),
-                **_surprise(result, truth),
-            })  # fmt: skip
+            result = finder.localize(shown.image, shown.camera, start)
+            rows.append({**shown.name, **_judge(result, None if foreign else truth)})
             errors = {**error_row(start, truth), **error_row(start, truth, "candidate_")}
-            starts.append({**name, "status": "ok", "seconds": 0.0, **errors})
+            starts.append({**shown.name, "status": "ok", **errors})
             progress(len(rows), total)
     return {
-        "protocol": {"name": "tracking", **asdict(protocol)},
-        "summary": summarize(rows),
+        "protocol": {"name": "tracking", **asdict(protocol), "foreign": foreign and str(foreign.path)},
+        "summary": summarize_foreign(rows) if foreign else summarize(rows),
         "start": summarize(starts),
         "results": rows,
         "start_results": starts,
     }
 
 
-def result_row(result: Localization) -> dict[str, object]:
+def evaluate_global(
+    finder: PoseFinder,
+    queries: Queries,
+    protocol: GlobalProtocol,
+    progress: Progress = lambda done, total: None,
+    foreign: Queries | None = None,
+) -> dict[str, Any]:
+    """`{"protocol", "summary", "results": a row per query}`. The rest as in `evaluate_tracking`."""
+    truths = _truths(queries)
+    rows: list[dict[str, Any]] = []
+    for query, truth in enumerate(truths):
+        shown = _show(queries, query, protocol.swap, foreign)
+        result = finder.localize(shown.image, shown.camera, None)
+        rows.append({**shown.name, **_judge(result, None if foreign else truth)})
+        progress(len(rows), len(queries))
+    return {
+        "protocol": {"name": "global", **asdict(protocol), "foreign": foreign and str(foreign.path)},
+        "summary": summarize_foreign(rows) if foreign else summarize(rows),
+        "results": rows,
+    }
+
+
+def result_row(result: Localization) -> dict[str, Any]:
     """The promised form of one result in JSON."""
     pose, covariance = result.map_from_camera, result.covariance
     return {
@@ -92,26 +131,45 @@ def result_row(result: Localization) -> dict[str, object]:
     }
 
 
-def _surprise(result: Localization, truth: np.ndarray) -> dict[str, object]:
-    """The position error measured by its own covariance, squared: under 6.25 in 90 % of cases if that is honest."""
-    if result.map_from_camera is None or result.covariance is None:
-        return {}
-    error = result.map_from_camera[:3, 3] - truth[:3, 3]
-    return {"position_mahalanobis_squared": round(float(error @ np.linalg.solve(result.covariance[:3, :3], error)), 3)}
+@dataclass
+class _Shown:
+    """The image `(H, W, 3)` that a query is asked with, and what its row begins with."""
+
+    image: np.ndarray
+    camera: Camera
+    name: dict[str, Any]
 
 
-def error_row(estimate: np.ndarray | None, truth: np.ndarray, prefix: str = "") -> dict[str, object]:
-    """Errors of a pose `(4, 4)` in the promised form, names behind a prefix; empty when there is none."""
-    if estimate is None:
-        return {}
-    metres, radians = se3.pose_error(estimate, truth)
-    axes = axis_error(estimate, truth)
-    errors = {
-        "translation_error_m": metres,
-        "rotation_error_deg": math.degrees(radians),
-        "lateral_error_m": axes.lateral,
-        "down_error_m": axes.down,
-        "forward_error_m": axes.forward,
-        "yaw_error_deg": math.degrees(axes.yaw),
-    }
-    return {prefix + name: round(value, 4) for name, value in errors.items()}
+def _show(queries: Queries, query: int, swap: bool, foreign: Queries | None) -> _Shown:
+    """The query's own image, or the control's: of another query, or one of the foreign ones, which are spread evenly
+    over the queries."""
+    if swap and (foreign or len(queries) < 2):
+        raise InputError(
+            "With --swap each query gets another one's image: give two queries or more, and no foreign ones."
+        )
+    source, number = queries, query
+    if foreign:
+        source, number = foreign, query * len(foreign) // len(queries)
+    elif swap:
+        number = (query + len(queries) // 2) % len(queries)
+    return _Shown(source.image(number), source.camera, {"image": source.image_paths[number].name, "query": query})
+
+
+def _truths(queries: Queries) -> np.ndarray:
+    if queries.map_from_camera is None:
+        raise InputError(f"{queries.path} has no poses.txt, so there is nothing to compare with.")
+    return queries.map_from_camera
+
+
+def _judge(result: Localization, truth: np.ndarray | None) -> dict[str, Any]:
+    """A result's row, with its errors where there is a truth `(4, 4)`."""
+    row = result_row(result)
+    if truth is None:
+        return row
+    row |= error_row(result.map_from_camera, truth) | error_row(result.candidate, truth, "candidate_")
+    if result.map_from_camera is not None and result.covariance is not None:
+        squared = mahalanobis_squared(result.map_from_camera, truth, result.covariance)
+        for part in PARTS:
+            value = squared[part]
+            row[f"{part}_mahalanobis_squared"] = None if value is None else round(value, 3)
+    return row

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
 from rich.table import Table
+
+from ep2ploc_core.evaluation.calibration import PARTS
+from ep2ploc_core.evaluation.metrics import AXES
 
 # Medians of all candidates: those of the poses given alone would look better the more is refused.
 COLUMNS = {
@@ -19,29 +23,98 @@ COLUMNS = {
     "refused": "refused",
     "wrong_and_given": "given, >1m off",
     "queries": "of",
+    "median_seconds": "s",
 }
+AXIS_COLUMNS = {
+    "median": "poses given",
+    "bias": "bias",
+    "candidate_median": "all candidates",
+    "candidate_bias": "bias of all",
+}
+WIDEST = 8  # columns that a terminal of 80 characters has room for
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: titles of the columns, the first that of the rows' names; cells as text."""
+
+    header: list[str]
+    rows: list[list[str]]
+
+    def on_terminal(self) -> Table:
+        """For rich. A table of many columns is turned, rows for columns: a terminal would leave out the last ones."""
+        lines = [self.header, *self.rows]
+        if len(self.header) > WIDEST:
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+        table.add_column(lines[0][0], min_width=24)
+        for title in lines[0][1:]:
+            table.add_column(title, justify="right")
+        for line in lines[1:]:
+            table.add_row(*line)
+        return table
+
+    def in_markdown(self) -> str:
+        """Ends in a line break."""
+        lines = [f"| {' | '.join(cells)} |\n" for cells in (self.header, *self.rows)]
+        lines.insert(1, "|---" * len(self.header) + "|\n")
+        return "".join(lines)
+
+
+def summary_grid(rows: dict[str, Any]) -> Grid:
+    """Named summaries (`metrics.summarize`), one to a row."""
+    return Grid(
+        ["medians of all, recalls of the poses given", *COLUMNS.values()],
+        [[name, *(_cell(column, summary) for column in COLUMNS)] for name, summary in rows.items()],
+    )
+
+
+def axis_grid(summary: dict[str, Any]) -> Grid:
+    """Errors along and about the camera's axes: the median without the sign, and the bias, the median with it."""
+    rows = []
+    for name in AXES:
+        title = name.replace("_error_", " ")
+        rows.append([title, *(_number(summary.get(f"{kind}_{name}"), 3) for kind in AXIS_COLUMNS)])
+    return Grid(["median error", *AXIS_COLUMNS.values()], rows)
+
+
+def calibration_grid(calibration: dict[str, Any]) -> Grid:
+    """Coverage (`calibration.calibrate`): the share of the poses given within each ellipsoid."""
+    header = [
+        f"within the ellipsoid that should hold (of {calibration['of']})",
+        *(f"{level:.0%}" for level in calibration["expected"]),
+        "error²/covariance",
+    ]
+    rows = []
+    for part in PARTS:
+        found = calibration[part]
+        shares = found["observed"] or [None] * len(calibration["expected"])
+        rows.append([
+            part,
+            *("-" if share is None else f"{share:.0%}" for share in shares),
+            _number(found["error_over_sigma_squared"], 2),
+        ])  # fmt: skip
+    return Grid(header, rows)
+
+
+def report_grids(report: dict[str, Any]) -> list[Grid]:
+    """All tables of an evaluation (`protocols.evaluate_tracking`, `evaluate_global`)."""
+    start = {"start": report["start"]} if "start" in report else {}
+    summary = report["summary"]
+    grids = [summary_grid({**start, "network": summary})]
+    if "calibration" in summary:
+        grids += [axis_grid(summary), calibration_grid(summary["calibration"])]
+    return grids
 
 
 def summary_table(rows: dict[str, Any]) -> Table:
     """A terminal table of named summaries (`metrics.summarize`)."""
-    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
-    table.add_column("medians of all, recalls of the poses given", min_width=24)
-    for title in COLUMNS.values():
-        table.add_column(title, justify="right")
-    for name, summary in rows.items():
-        table.add_row(name, *(_cell(column, summary) for column in COLUMNS))
-    return table
+    return summary_grid(rows).on_terminal()
 
 
 def summary_markdown(rows: dict[str, Any]) -> str:
     """The same table in Markdown."""
-    lines = [
-        "| medians of all, recalls of the poses given | " + " | ".join(COLUMNS.values()) + " |",
-        "|---" * (len(COLUMNS) + 1) + "|",
-    ]
-    for name, summary in rows.items():
-        lines.append(f"| {name} | " + " | ".join(_cell(column, summary) for column in COLUMNS) + " |")
-    return "\n".join(lines) + "\n"
+    return summary_grid(rows).in_markdown()
 
 
 def _cell(column: str, summary: dict[str, Any]) -> str:
@@ -51,3 +124,7 @@ def _cell(column: str, summary: dict[str, Any]) -> str:
     if column.startswith("recall"):
         return f"{value:.0%}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "-" if value is None else f"{value:.{digits}f}"

@@ -1,4 +1,5 @@
-"""Plots of results: the trajectory over the map, and how many queries are within which error."""
+"""Plots of results: the trajectory over the map, how many queries are within which error, errors over the distance to
+the mapping images, and whether covariances are true."""
 
 from __future__ import annotations
 
@@ -8,10 +9,31 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from scipy.stats import chi2
 
-from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.evaluation.calibration import PARTS, chance_band, degrees_of_freedom
+from ep2ploc_core.map.point_map import MapPoints, PointMap
 
 matplotlib.use("Agg")
+_DRAWN_POINTS = 300_000
+_LEAST_ERROR = 1e-3  # metres; a logarithmic axis has no zero
+
+
+def plot_evaluation(report: dict[str, Any], truth: np.ndarray, point_map: PointMap, directory: Path) -> list[Path]:
+    """All plots of an evaluation with known poses `(N, 4, 4)` of its queries; says which files it wrote."""
+    rows = report["results"]
+    start = {"start": {"results": report["start_results"]}} if "start_results" in report else {}
+    names = ["recall", "trajectory", "calibration", "error_over_distance"]
+    recall, trajectory, calibration, distance = paths = [directory / f"{name}.png" for name in names]
+    plot_recall({**start, "network": report}, recall)
+    estimates = [None if row["map_from_camera"] is None else np.array(row["map_from_camera"]) for row in rows]
+    places = np.stack([truth[row["query"]] for row in rows])
+    plot_trajectory(point_map.thinned(_DRAWN_POINTS), point_map.origin, places, estimates, trajectory)
+    plot_calibration(rows, calibration)
+    if not any("distance_to_mapping_m" in row for row in rows):
+        return paths[:-1]
+    plot_error_over_distance(rows, distance)
+    return paths
 
 
 def plot_trajectory(
@@ -55,13 +77,67 @@ def plot_recall(reports: dict[str, dict[str, Any]], path: Path) -> None:
         rows = report["results"]
         errors = np.sort([row["translation_error_m"] for row in rows if row["status"] == "ok"])
         share = np.arange(1, len(errors) + 1) / max(1, len(rows))
-        axes.step(np.r_[0, errors, 5], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
+        end = max(5.0, errors.max(initial=0))
+        axes.step(np.r_[0, errors, end], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
     axes.set_xlim(0, 2.5)
     axes.set_ylim(0, 1)
     axes.grid(alpha=0.3)
     axes.set_xlabel("translation error [m]")
     axes.set_ylabel("share of all queries")
     axes.legend(loc="lower right")
+    _save(figure, path)
+
+
+def plot_error_over_distance(rows: list[dict[str, Any]], path: Path) -> None:
+    """Translation error of each candidate over `distance_to_mapping_m`; poses given filled, refused ones hollow."""
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for status, face, label in (("ok", "tab:red", "given"), ("refused", "none", "refused candidate")):
+        some = [row for row in rows if row["status"] == status and "candidate_translation_error_m" in row]
+        distance = [row["distance_to_mapping_m"] for row in some]
+        error = [max(row["candidate_translation_error_m"], _LEAST_ERROR) for row in some]
+        colour = "tab:red" if status == "ok" else "tab:blue"
+        axes.scatter(distance, error, s=18, facecolors=face, edgecolors=colour, linewidths=0.9, label=label)
+    if any("candidate_translation_error_m" in row for row in rows):
+        axes.set_yscale("log")
+    else:
+        axes.text(0.5, 0.5, "no pose was found", ha="center", transform=axes.transAxes)
+    axes.set_xlim(left=0)
+    axes.grid(alpha=0.3, which="both")
+    axes.set_xlabel("distance to the nearest mapping image [m]")
+    axes.set_ylabel("translation error [m]")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)  # above: points may lie anywhere
+    _save(figure, path)
+
+
+def plot_calibration(rows: list[dict[str, Any]], path: Path) -> None:
+    """Observed over expected coverage of the poses given; true covariances lie on the diagonal, over it they are too
+    wide, under it too narrow. Grey: what chance makes of true ones 19 times of 20, with one pose of each query, since
+    poses of the same image are not independent."""
+    figure = Figure(figsize=(5.5, 5.5), layout="constrained")
+    axes = figure.add_subplot()
+    given = [row for row in rows if "pose_mahalanobis_squared" in row]
+    levels = np.linspace(0, 1, 201)
+    if given:
+        queries = len({row["query"] for row in given})
+        axes.fill_between(levels, *chance_band(levels, queries), step="mid", color="0.88")
+        for part in PARTS:
+            values = [row[f"{part}_mahalanobis_squared"] for row in given]
+            squared = np.sort([np.inf if value is None else value for value in values])
+            # The level at which the ellipsoid reaches each error; with as many errors inside.
+            reached = chi2.cdf(squared, degrees_of_freedom(part))
+            share = np.arange(1, len(squared) + 1) / len(squared)
+            axes.step(np.r_[0, reached, 1], np.r_[0, share, 1], where="post", label=part)
+        axes.legend(loc="lower right", title=f"{len(given)} poses of {queries} images")
+    else:
+        axes.text(0.5, 0.8, "no pose was given", ha="center")
+    axes.plot([0, 1], [0, 1], color="0.4", linewidth=0.8, linestyle="--")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(0, 1)
+    axes.set_aspect("equal")
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("expected share within the ellipsoid")
+    axes.set_ylabel("observed share")
     _save(figure, path)
 
 

@@ -72,7 +72,7 @@ def test_evaluate_compares_with_the_truth_and_repeats_exactly(site: Path, tmp_pa
     for name in ("a.json", "b.json"):
         result = ep2ploc(
             "evaluate", site / "map", site / "queries", "--noise", "1m,5deg", "--repeats", "2", "--json",
-            tmp_path / name, "--plots", tmp_path / "plots",
+            tmp_path / name, "--plots", tmp_path / "plots", "--markdown", tmp_path / "tables.md",
         )  # fmt: skip
         assert result.returncode == 0, result.stderr
         reports.append(json.loads((tmp_path / name).read_text()))
@@ -85,7 +85,41 @@ def test_evaluate_compares_with_the_truth_and_repeats_exactly(site: Path, tmp_pa
         if row["status"] == "ok":
             truth_free = {"translation_error_m", "rotation_error_deg", "forward_error_m", "yaw_error_deg"}
             assert truth_free <= set(row)
-    assert (tmp_path / "plots/recall.png").stat().st_size > 1000
+    for plot in ("recall", "trajectory", "calibration", "error_over_distance"):
+        assert (tmp_path / f"plots/{plot}.png").stat().st_size > 1000
+    tables = (tmp_path / "tables.md").read_text()
+    assert all(title in tables for title in ("| network | ", "| yaw deg | ", "| position | "))
+    assert len(first["summary"]["calibration"]["expected"]) == 5
+    # Frames 9 and 10 and two on either side are no mapping images; the street is driven at about a metre a frame.
+    assert all(1.0 < row["distance_to_mapping_m"] < 6.0 for row in first["results"])
+    assert first["summary"]["queries_at_mapping_images"] == 0
+
+
+def test_evaluate_without_a_prior_has_the_same_form(site: Path, tmp_path: Path) -> None:
+    result = ep2ploc(
+        "evaluate", site / "map", site / "queries", "--protocol", "global", "--json", tmp_path / "report.json",
+        "--plots", tmp_path / "plots",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["protocol"] == {"name": "global", "swap": False, "foreign": None}
+    assert [row["query"] for row in report["results"]] == [0, 1] and report["summary"]["queries"] == 2
+    for row in report["results"]:
+        assert row["status"] == "ok" or row["reason"]
+        assert ("translation_error_m" in row) == (row["map_from_camera"] is not None) == (row["status"] == "ok")
+    assert (tmp_path / "plots/calibration.png").stat().st_size > 1000
+
+
+def test_foreign_images_count_false_accepts_and_queries_in_the_map_are_told(site: Path, tmp_path: Path) -> None:
+    mapped = ("queries", "from-kitti", site / "drive", "--out", tmp_path / "mapped", "--frames", "3,4,15")
+    assert ep2ploc(*mapped).returncode == 0
+    arguments = ("evaluate", site / "map", tmp_path / "mapped", "--protocol", "global", "--json", tmp_path / "a.json")
+    result = ep2ploc(*arguments, "--foreign", site / "queries")
+    assert result.returncode == 0, result.stderr
+    summary = json.loads((tmp_path / "a.json").read_text())["summary"]
+    assert summary["wrong_and_given"] + summary["refused"] == summary["queries"] == 3
+    assert summary["false_accept_share"] == pytest.approx(summary["wrong_and_given"] / 3, abs=1e-3)
+    assert "3 of 3 queries lie where an image of the mapping run was taken" in " ".join(result.stderr.split())
 
 
 def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
@@ -110,6 +144,9 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("localize", "{map}", "{image}", "--camera", "{camera}", "--checkpoint", "no"), "no weights file"),
         (("evaluate", "{map}", "{tmp}"), "no images"),
         (("evaluate", "{map}", "{queries}", "--noise", "lots"), "write it like"),
+        (("evaluate", "{map}", "{queries}", "--noise", "1.2.3m,4deg"), "write it like"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "global", "--repeats", "3"), "--repeats does not apply"),
+        (("evaluate", "{map}", "{queries}", "--foreign", "{queries}", "--swap"), "neither --swap"),
         (("evaluate", "{map}", "{queries}", "--protocol", "magic"), "not known"),
         (("train", "no.yaml"), "no training configuration"),
         (("train", "--site", "{tmp}"), "is not a map directory"),
