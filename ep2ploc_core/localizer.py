@@ -49,7 +49,9 @@ class LocalizerSettings:
     covariance_scale: float = 2.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
     narrow_search: SearchSettings = field(
-        default_factory=lambda: SearchSettings(first_samples=512, modes=8, finalists=4)
+        default_factory=lambda: SearchSettings(
+            first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64
+        )
     )
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
@@ -184,20 +186,22 @@ class Localizer:
     def _match(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
     ) -> Matching | None:
-        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best, the
-        one that MAGSAC++ and least squares make of single matches being among those that they are asked about."""
+        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best. In
+        a wide pass the one that MAGSAC++ and least squares make of single matches is among those they are asked about;
+        a narrow pass starts too near its peak to need it."""
         view = self._view(query, points, origin, guess, scale)
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
-        search = self.settings.wide_search if scale >= 1 else self.settings.narrow_search
+        wide = scale >= 1
         posterior = PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
         matches = self._decide(query, view, scores)
-        solved = self._solve(query, matches)
+        solved = self._solve(query, matches) if wide else None
         candidates = None if solved is None else posterior.offsets(solved[None])
+        search = self.settings.wide_search if wide else self.settings.narrow_search
         found = search_pose(posterior, search, candidates)
         return Matching(view, scores, matches, found.map_from_camera, found.covariance)
 
@@ -205,8 +209,7 @@ class Localizer:
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
     ) -> PointView | None:
         """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x (2 m, 10 degrees)."""
-        local = (points.xyz.astype(np.float64) + self.point_map.origin - origin).astype(np.float32)
-        xyz = torch.from_numpy(local).to(self.device)
+        xyz = torch.from_numpy(points.xyz + (self.point_map.origin - origin).astype(np.float32)).to(self.device)
         camera_from_map = se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
         visible = remove_invisible(
@@ -238,7 +241,9 @@ class Localizer:
         inside = best < scores.log_posterior.shape[-1] - 1
         best = best[inside]
         descriptor = query.features.patches[0].flatten(1)[:, best].T
-        pixel = network.locate_in_patch(scores.query[0][inside], descriptor)
+        # In pieces that a CPU core's cache holds.
+        pieces = zip(scores.query[0][inside].split(128), descriptor.split(128), strict=True)
+        pixel = torch.cat([network.locate_in_patch(*piece) for piece in pieces])
         share = pixel.exp().view(-1, patch, patch)
         step = torch.arange(patch, device=self.device, dtype=torch.float32)
         offset = torch.stack([(share.sum(1) * step).sum(1), (share.sum(2) * step).sum(1)], 1)

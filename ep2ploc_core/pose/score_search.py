@@ -21,7 +21,7 @@ from ep2ploc_core.model.patch_classifier import PatchScores
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
 BOUND_PENALTY = 1e5  # nats lost by leaving the box around the prior by its own size
-CPU_CHUNK = 90_000  # points looked up at a time, so that a CPU core works in its own cache
+CPU_CHUNK = 1 << 16  # points looked up at a time, so that a CPU core works in its own cache
 
 
 def pose_log_likelihood(
@@ -48,8 +48,9 @@ def pose_log_likelihood(
         scores.log_likelihood.reshape(-1).index_select(0, (corner + step).flatten()).view(corner.shape)
         for step in (0, 1, columns, columns + 1)
     )
-    upper, lower = torch.lerp(upper_left, upper_right, column - left), torch.lerp(lower_left, lower_right, column - left)
-    value = torch.where(inside, torch.lerp(upper, lower, row - top), scores.log_likelihood_none[:, None])
+    across, down = column - left, row - top
+    value = torch.lerp(torch.lerp(upper_left, upper_right, across), torch.lerp(lower_left, lower_right, across), down)
+    value = torch.where(inside, value, scores.log_likelihood_none[:, None])
     weight = scores.confidence * valid
     return (value * weight[:, None]).sum(-1)
 
@@ -137,7 +138,7 @@ class PosePosterior:
 
     def value(self, offsets: Tensor) -> Tensor:
         """Log probabilities `(K,)`, up to a constant."""
-        rotation = se3.so3_exp(offsets[:, 3:])
+        rotation, _ = _rotation(offsets[:, 3:])
         to_image = self.to_image @ _camera_from_guess(rotation, offsets)
         chunk = max(1, CPU_CHUNK // len(self.points)) if offsets.device.type == "cpu" else len(offsets)
         parts = []
@@ -148,7 +149,7 @@ class PosePosterior:
 
     def slope(self, offsets: Tensor) -> Slope:
         """Value, gradient and information."""
-        rotation = se3.so3_exp(offsets[:, 3:])
+        rotation, jacobian = _rotation(offsets[:, 3:])
         camera = torch.matmul(self.points, _camera_from_guess(rotation, offsets).permute(1, 2, 0))  # (3, N, K)
         value, inside, place = self._look((self.to_image @ camera.flatten(1)).view(camera.shape))
         # What `grid_sample` itself calls for the gradient by the places; where values stay constant it is zero.
@@ -165,7 +166,7 @@ class PosePosterior:
         # The camera moves by R^T d and turns by J_r d: a point in its frame moves by -R^T d and by point x (J_r d).
         by_offset = torch.zeros_like(by_point[..., :6])
         by_offset[:, :3, :3] = -rotation
-        by_offset[:, 3:, 3:] = _right_jacobian(offsets[:, 3:]).transpose(1, 2)
+        by_offset[:, 3:, 3:] = jacobian.transpose(1, 2)
         information = by_offset @ (weighted @ by_point.transpose(1, 2)) @ by_offset.transpose(1, 2)
         return Slope(
             self.weight @ torch.where(inside, value, self.none) + self._prior(offsets, rotation),
@@ -174,7 +175,7 @@ class PosePosterior:
         )
 
     def _look(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Each point's map, interpolated at N points' places in K images, given times their depth `(3, N, K)`, which is
+        """Each point's map, interpolated at its places in K images, which are given times their depth `(3, N, K)` and
         overwritten: values `(N, K)`, held constant beyond the outermost patch centres; which are inside the image; and
         the places `(N, 1, K, 2)`."""
         place, depth = seen[:2], seen[2]
@@ -197,10 +198,15 @@ def _camera_from_guess(rotation: Tensor, offsets: Tensor) -> Tensor:
     return torch.cat([back, -back @ offsets[:, :3, None]], 2)
 
 
-def _right_jacobian(rotation_vector: Tensor) -> Tensor:
-    """J_r `(K, 3, 3)` with exp(w + d) = exp(w) exp(J_r d) for small d, at w `(K, 3)` of up to a radian (by series)."""
-    hat, square = se3.hat(rotation_vector), (rotation_vector**2).sum(-1)[:, None, None]
-    return torch.eye(3).to(hat) - (1 / 2 - square / 24) * hat + (1 / 6 - square / 120) * hat @ hat
+def _rotation(rotation_vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotations R `(K, 3, 3)` of rotation vectors `(K, 3)` of up to a radian, and J_r `(K, 3, 3)` with exp(w + d) =
+    exp(w) exp(J_r d) for small d: Rodrigues' formula, J_r's last coefficient by its series."""
+    hat = se3.hat(rotation_vector)
+    identity, square = torch.eye(3).to(hat), hat @ hat
+    squared = (rotation_vector**2).sum(-1)[:, None, None]
+    turns = squared.sqrt() / math.pi  # as torch.sinc counts
+    first, second = torch.sinc(turns) * hat, 0.5 * torch.sinc(turns / 2) ** 2
+    return identity + first + second * square, identity - second * hat + (1 / 6 - squared / 120) * square
 
 
 @dataclass(frozen=True)
@@ -219,15 +225,15 @@ class SearchSettings:
     stride: int = 3
     modes: int = 48
     modes_apart: float = 0.4
-    scout_steps: int = 8
-    finalists: int = 8
+    scout_steps: int = 6
+    finalists: int = 6
     finalists_apart: float = 0.1
-    steps: int = 8
+    steps: int = 5
     hops: int = 2
     hop_samples: int = 16
     widths: tuple[float, ...] = (2.0, 0.7, 0.25)
     rounds: int = 3
-    samples: int = 192
+    samples: int = 128
     wide_samples: int = 256
     seed: int = 0
 
@@ -289,9 +295,8 @@ def search_pose(
     mean, _ = near.moments()
     centre, spread = _Samples.joined(everything, near).moments()
     spread = spread + torch.outer(centre - mean, centre - mean)
-    turned = (
-        posterior.guess[:3, :3] @ _right_jacobian(-mean[None, 3:])[0]
-    )  # a left Jacobian is a right one of the inverse
+    left_jacobian = _rotation(-mean[None, 3:])[1][0]  # it is the right one of the inverse
+    turned = posterior.guess[:3, :3] @ left_jacobian
     to_map = torch.block_diag(posterior.guess[:3, :3], turned)
     return SearchResult(map_from_camera=posterior.poses(mean[None])[0], covariance=(to_map @ spread @ to_map.T).cpu())
 
