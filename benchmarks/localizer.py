@@ -17,7 +17,7 @@ import resource
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -75,54 +75,48 @@ def street(folder: Path) -> tuple[Path, Path]:
 
 
 def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, list[float]]:
-    """Median milliseconds of each stage, one for each time that it runs in an image; "whole" last."""
+    """Median milliseconds of each stage, one for each time that it runs in an image."""
     assert queries.map_from_camera is not None
     random = np.random.default_rng(SEED)
-    counted: list[dict[str, list[float]]] = []
     stages = [
-        (localizer.network, "encode_image", "image encoder"),
         (localizer, "_encode", "undistort, resize"),
+        (localizer.network, "encode_image", "image encoder"),
         (localizer, "_points_around", "map query"),
         (ep2ploc_core.localizer, "remove_invisible", "IPR"),
         (localizer, "_view", "choice of points"),
         (localizer.network, "classify", "classify"),
-        (localizer, "_decide", "single matches"),
-        (localizer, "_solve", "MAGSAC++, LM"),
         (ep2ploc_core.localizer, "search_pose", "search on score maps"),
+        (localizer, "_decide", "single matches"),
         (localizer, "_conclude", "score"),
     ]
+    names = [stage for _, _, stage in stages] + ["rest", "whole", "whole, own time"]
+    counted: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(-WARM_UP, images):
         index = number % len(queries)
         truth, image = queries.map_from_camera[index], queries.image(index)
         start = truth @ se3.exp(torch.from_numpy(draw_start(random, 1.0))).numpy()
         watch = Stopwatch()
-        contexts = [watch.on(*stage) for stage in stages]
-        for context in contexts:
-            context.__enter__()
-        own, begun = time.process_time(), time.perf_counter()
-        localizer.localize(image, queries.camera, start)
-        whole, own = time.perf_counter() - begun, time.process_time() - own
-        for context in reversed(contexts):
-            context.__exit__(None, None, None)
+        with ExitStack() as watched:
+            for stage in stages:
+                watched.enter_context(watch.on(*stage))
+            own, begun = time.process_time(), time.perf_counter()
+            localizer.localize(image, queries.camera, start)
+            whole, own = time.perf_counter() - begun, time.process_time() - own
         calls = watch.calls
-        _subtract(calls, "undistort, resize", "image encoder")
-        _subtract(calls, "choice of points", "IPR")
+        for outer, inner in (
+            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("score", "single matches")
+        ):  # fmt: skip
+            calls[outer] = [
+                total - part for total, part in zip(calls.get(outer, []), calls.get(inner, []), strict=False)
+            ]
         calls["rest"] = [1000 * whole - sum(map(sum, calls.values()))]
         calls["whole"], calls["whole, own time"] = [1000 * whole], [1000 * own]
-        if number >= 0:
-            counted.append(calls)
-    names = ["undistort, resize", "image encoder", "map query", "IPR", "choice of points", "classify", "single matches"]
-    names += ["MAGSAC++, LM", "search on score maps", "score", "rest", "whole", "whole, own time"]
-    longest = {name: max(len(calls.get(name, [])) for calls in counted) for name in names}
+        for name in names if number >= 0 else ():
+            counted[name].append(calls.get(name, []))
+    most = {name: max(map(len, rows)) for name, rows in counted.items()}  # a refused image may have lacked a pass
     return {
-        name: [float(np.median([calls[name][turn] for calls in counted if len(calls.get(name, [])) > turn]))
-               for turn in range(longest[name])]
-        for name in names
-    }  # fmt: skip
-
-
-def _subtract(calls: dict[str, list[float]], outer: str, inner: str) -> None:
-    calls[outer] = [whole - part for whole, part in zip(calls[outer], calls[inner], strict=True)]
+        name: np.median([row for row in rows if len(row) == most[name]], 0).tolist() for name, rows in counted.items()
+    }
 
 
 def parameters(network: EP2PLoc) -> list[tuple[str, int]]:

@@ -17,7 +17,7 @@ from ep2ploc_core.errors import InputError, MapError
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
-from ep2ploc_core.pose.pnp import refine, reprojection_errors, solve_ransac
+from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
@@ -38,7 +38,6 @@ class LocalizerSettings:
     points: int = 1024
     pass_scales: tuple[float, ...] = (1.0, 0.3)
     match_threshold: float = 6.0
-    robust_scale: float = 3.0
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
@@ -99,13 +98,11 @@ class Matches:
 
 @dataclass
 class Matching:
-    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; the single `matches` they speak
-    of; and the pose that fits them best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its
-    covariance `(6, 6)`."""
+    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; and the pose that fits them
+    best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariance `(6, 6)`."""
 
     view: PointView
     scores: PatchScores
-    matches: Matches
     map_from_camera: Tensor
     covariance: Tensor
 
@@ -186,24 +183,18 @@ class Localizer:
     def _match(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
     ) -> Matching | None:
-        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best. In
-        a wide pass the one that MAGSAC++ and least squares make of single matches is among those they are asked about;
-        a narrow pass starts too near its peak to need it."""
+        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
         view = self._view(query, points, origin, guess, scale)
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
-        wide = scale >= 1
+        search = self.settings.wide_search if scale >= 1 else self.settings.narrow_search
         posterior = PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        matches = self._decide(query, view, scores)
-        solved = self._solve(query, matches) if wide else None
-        candidates = None if solved is None else posterior.offsets(solved[None])
-        search = self.settings.wide_search if wide else self.settings.narrow_search
-        found = search_pose(posterior, search, candidates)
-        return Matching(view, scores, matches, found.map_from_camera, found.covariance)
+        found = search_pose(posterior, search)
+        return Matching(view, scores, found.map_from_camera, found.covariance)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
@@ -256,20 +247,10 @@ class Localizer:
             weights=weights.double().cpu().numpy(),
         )
 
-    def _solve(self, query: Query, matches: Matches) -> np.ndarray | None:
-        """map_from_camera `(4, 4)` from single matches, relative to the local origin."""
-        settings, matrix = self.settings, query.camera.matrix
-        sampled = solve_ransac(matches.points, matches.pixels, matrix, settings.match_threshold)
-        if sampled is None:
-            return None
-        return refine(
-            sampled, matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale
-        ).map_from_camera
-
     def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
         """The pose of the last pass with the evidence for it."""
         settings, last = self.settings, passes[-1]
-        matches, pose = last.matches, last.map_from_camera.double().cpu().numpy()
+        matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
