@@ -68,9 +68,9 @@ class Stopwatch:
 
 def street(folder: Path) -> tuple[Path, Path]:
     """Map and queries of a synthetic street."""
-    drive = KittiDrive(write_synthetic_drive(folder / "drive", FRAMES, SEED))
-    encode_map(build_map(KittiSource(drive), folder / "map"), load_network("edge"))
-    write_queries(drive, list(range(2, FRAMES, 3)), folder / "queries")
+    path = write_synthetic_drive(folder / "drive", FRAMES, SEED)
+    encode_map(build_map(KittiSource(path), folder / "map"), load_network("edge"))
+    write_queries(KittiDrive(path), list(range(2, FRAMES, 3)), folder / "queries")
     return folder / "map", folder / "queries"
 
 
