@@ -18,7 +18,7 @@ from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
-from ep2ploc_core.pose.pnp import refine, reprojection_errors, solve_ransac
+from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
@@ -41,7 +41,6 @@ class LocalizerSettings:
     points: int = 1024
     pass_scales: tuple[float, ...] = (1.0, 0.3)
     match_threshold: float = 6.0
-    robust_scale: float = 3.0
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
@@ -54,7 +53,9 @@ class LocalizerSettings:
     covariance_scale: float = 2.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
     narrow_search: SearchSettings = field(
-        default_factory=lambda: SearchSettings(first_samples=512, modes=8, finalists=4)
+        default_factory=lambda: SearchSettings(
+            first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64
+        )
     )
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
@@ -102,13 +103,11 @@ class Matches:
 
 @dataclass
 class Matching:
-    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; the single `matches` they speak
-    of; and the pose that fits them best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its
-    covariance `(6, 6)`."""
+    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; and the pose that fits them
+    best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariance `(6, 6)`."""
 
     view: PointView
     scores: PatchScores
-    matches: Matches
     map_from_camera: Tensor
     covariance: Tensor
 
@@ -225,8 +224,7 @@ class Localizer:
     def _match(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
     ) -> Matching | None:
-        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best, the
-        one that MAGSAC++ and least squares make of single matches being among those that they are asked about."""
+        """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
         view = self._view(query, points, origin, guess, scale)
         if view is None:
             return None
@@ -236,18 +234,14 @@ class Localizer:
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        matches = self._decide(query, view, scores)
-        solved = self._solve(query, matches)
-        candidates = None if solved is None else posterior.offsets(solved[None])
-        found = search_pose(posterior, search, candidates)
-        return Matching(view, scores, matches, found.map_from_camera, found.covariance)
+        found = search_pose(posterior, search)
+        return Matching(view, scores, found.map_from_camera, found.covariance)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
     ) -> PointView | None:
         """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x (2 m, 10 degrees)."""
-        local = (points.xyz.astype(np.float64) + self.point_map.origin - origin).astype(np.float32)
-        xyz = torch.from_numpy(local).to(self.device)
+        xyz = torch.from_numpy(points.xyz + (self.point_map.origin - origin).astype(np.float32)).to(self.device)
         camera_from_map = se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
         visible = remove_invisible(
@@ -279,7 +273,9 @@ class Localizer:
         inside = best < scores.log_posterior.shape[-1] - 1
         best = best[inside]
         descriptor = query.features.patches[0].flatten(1)[:, best].T
-        pixel = network.locate_in_patch(scores.query[0][inside], descriptor)
+        # In pieces that a CPU core's cache holds.
+        pieces = zip(scores.query[0][inside].split(128), descriptor.split(128), strict=True)
+        pixel = torch.cat([network.locate_in_patch(*piece) for piece in pieces])
         share = pixel.exp().view(-1, patch, patch)
         step = torch.arange(patch, device=self.device, dtype=torch.float32)
         offset = torch.stack([(share.sum(1) * step).sum(1), (share.sum(2) * step).sum(1)], 1)
@@ -292,20 +288,10 @@ class Localizer:
             weights=weights.double().cpu().numpy(),
         )
 
-    def _solve(self, query: Query, matches: Matches) -> np.ndarray | None:
-        """map_from_camera `(4, 4)` from single matches, relative to the local origin."""
-        settings, matrix = self.settings, query.camera.matrix
-        sampled = solve_ransac(matches.points, matches.pixels, matrix, settings.match_threshold)
-        if sampled is None:
-            return None
-        return refine(
-            sampled, matches.points, matches.pixels, matches.weights, matrix, settings.robust_scale
-        ).map_from_camera
-
     def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
         """The pose of the last pass with the evidence for it."""
         settings, last = self.settings, passes[-1]
-        matches, pose = last.matches, last.map_from_camera.double().cpu().numpy()
+        matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
         # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.

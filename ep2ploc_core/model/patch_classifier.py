@@ -35,11 +35,12 @@ class PatchScores:
     def tempered(self, power: float) -> PatchScores:
         """The likelihoods raised to a power below 1 and weighed against the prior anew: those of a network that trusts
         itself less. On images unlike those it has learned from it trusts itself too much."""
-        prior = self.log_posterior[..., :-1] - self.log_likelihood.flatten(2)
-        prior_none = self.log_posterior[..., -1] - self.log_likelihood_none
-        inside, none = power * self.log_likelihood, power * self.log_likelihood_none
-        total = torch.logaddexp((inside.flatten(2) + prior).logsumexp(-1), none + prior_none)
-        return replace(self, log_likelihood=inside - total[..., None, None], log_likelihood_none=none - total)
+        # The likelihood to the power of p times the prior is the posterior over the likelihood to the power of 1 - p.
+        likelihood, none = self.log_likelihood.flatten(2), self.log_likelihood_none
+        inside = torch.add(self.log_posterior[..., :-1], likelihood, alpha=power - 1).logsumexp(-1)
+        total = torch.logaddexp(inside, self.log_posterior[..., -1] + (power - 1) * none)
+        log_likelihood = torch.add(-total[..., None, None], self.log_likelihood, alpha=power)
+        return replace(self, log_likelihood=log_likelihood, log_likelihood_none=power * none - total)
 
 
 class PatchClassifier(nn.Module):
@@ -125,9 +126,11 @@ def patch_prior(
     du = ((torch.arange(columns, device=z.device) + 0.5) * patch - 0.5) - pixels[..., 0:1]
     dv = ((torch.arange(rows, device=z.device) + 0.5) * patch - 0.5) - pixels[..., 1:2]
     a, b, c = (s_vv / determinant, s_uv / determinant, s_uu / determinant)
-    square = a[..., None] * du**2
-    cross = (b[..., None] * dv)[..., :, None] * du[..., None, :]
-    exponent = cross - 0.5 * (square[..., None, :] + (c[..., None] * dv**2)[..., :, None])
-    log_patch = exponent + (patch**2 / (2 * math.pi * determinant.sqrt())).log()[..., None, None]
+    scale = (patch**2 / (2 * math.pi * determinant.sqrt())).log()[..., None]
+    one = torch.ones_like(z)[..., None]
+    by_row = torch.stack([b[..., None] * dv, one.expand_as(dv), scale - 0.5 * c[..., None] * dv**2], -1)
+    by_column = torch.stack([du, -0.5 * a[..., None] * du**2, one.expand_as(du)], -2)
+    with torch.autocast(z.device.type, enabled=False):
+        log_patch = by_row @ by_column  # (B, N, R, 3) with (B, N, 3, C): the exponent is a sum of three such products
     outside = 1 - log_patch.exp().sum((-1, -2))
     return PatchPrior(log_patch, outside.clamp(min=LEAST_OUTSIDE).log())

@@ -36,8 +36,10 @@ class PixelHead(nn.Module):
             query, patch_descriptor = query.float(), patch_descriptor.float()
             unit = math.sqrt(query.shape[-1])  # brings the entries of unit vectors to the size that the layers expect
             pixels = torch.relu(self.patch_in(patch_descriptor * unit)[:, None] + self.offset_in(self.encoding))
-            pixels = self.out(pixels - pixels.mean(1, keepdim=True))
-            score = torch.einsum("mpd,md->mp", pixels, self.point_in(query * unit))
+            # The softmax does not see what all pixels of a patch have in common, so the output layer, a matrix and an
+            # offset, may as well be applied to the point: once instead of once per pixel.
+            wanted = self.point_in(query * unit) @ self.out.weight
+            score = (pixels @ wanted[..., None]).squeeze(-1)
             return (score / unit).log_softmax(-1)
 
 

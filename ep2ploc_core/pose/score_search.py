@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample, pad
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
@@ -20,7 +21,7 @@ from ep2ploc_core.model.patch_classifier import PatchScores
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
 BOUND_PENALTY = 1e5  # nats lost by leaving the box around the prior by its own size
-CPU_CHUNK = 90_000  # points looked up at a time, so that a CPU core works in its own cache
+CPU_CHUNK = 1 << 16  # points looked up at a time, so that a CPU core works in its own cache
 
 
 def pose_log_likelihood(
@@ -36,58 +37,22 @@ def pose_log_likelihood(
     hypotheses = camera_from_map.shape[1]
     points = se3.apply(camera_from_map, xyz[:, None].expand(-1, hypotheses, -1, -1))
     pixels, depth = project_pinhole(intrinsics[:, None], points)
-    cell = _Cell.at((pixels[..., 0] + 0.5) / patch - 0.5, (pixels[..., 1] + 0.5) / patch - 0.5, depth, rows, columns)
-    base = torch.arange(batch * count, device=xyz.device).view(batch, 1, count) * (rows * columns)
-    value = cell.interpolate(cell.corners(scores.log_likelihood.reshape(-1), base))
-    value = torch.where(cell.inside, value, scores.log_likelihood_none[:, None])
+    column, row = (pixels[..., 0] + 0.5) / patch - 0.5, (pixels[..., 1] + 0.5) / patch - 0.5
+    # Half a patch beyond the outermost centres is inside too; values stay constant there.
+    inside = (depth > NEAREST) & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
+    column, row = column.clamp(0, columns - 1), row.clamp(0, rows - 1)
+    left, top = column.floor().clamp(max=columns - 2), row.floor().clamp(max=rows - 2)
+    corner = torch.arange(batch * count, device=xyz.device).view(batch, 1, count) * (rows * columns)
+    corner = corner + (top * columns + left).long()
+    upper_left, upper_right, lower_left, lower_right = (
+        scores.log_likelihood.reshape(-1).index_select(0, (corner + step).flatten()).view(corner.shape)
+        for step in (0, 1, columns, columns + 1)
+    )
+    across, down = column - left, row - top
+    value = torch.lerp(torch.lerp(upper_left, upper_right, across), torch.lerp(lower_left, lower_right, across), down)
+    value = torch.where(inside, value, scores.log_likelihood_none[:, None])
     weight = scores.confidence * valid
     return (value * weight[:, None]).sum(-1)
-
-
-@dataclass
-class _Cell:
-    """The four patch centres around each of many places in the image; all tensors of one shape `(..., N)`."""
-
-    column: Tensor  # in patches, 0 at the centre of the first one
-    row: Tensor
-    corner: Tensor  # index of the upper left centre
-    across: Tensor  # 0..1 from the left to the right ones
-    down: Tensor
-    inside: Tensor
-    rows: int
-    columns: int
-
-    @classmethod
-    def at(cls, column: Tensor, row: Tensor, depth: Tensor, rows: int, columns: int) -> _Cell:
-        """Half a patch beyond the outermost centres is inside too; values stay constant there."""
-        inside = (depth > NEAREST) & (column > -0.5) & (column < columns - 0.5) & (row > -0.5) & (row < rows - 0.5)
-        held_column, held_row = column.clamp(0, columns - 1.001), row.clamp(0, rows - 1.001)
-        left, top = held_column.floor(), held_row.floor()
-        corner = (top * columns + left).long()
-        return cls(column, row, corner, held_column - left, held_row - top, inside, rows, columns)
-
-    def corners(self, flat: Tensor, base: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Values at the four centres; the maps lie in `flat`, the one of each point from `base` on."""
-        start = (self.corner + base).flatten()
-        shape = self.corner.shape
-        upper_left, upper_right, lower_left, lower_right = (
-            flat.index_select(0, start + step).view(shape) for step in (0, 1, self.columns, self.columns + 1)
-        )
-        return upper_left, upper_right, lower_left, lower_right
-
-    def interpolate(self, corners: tuple[Tensor, Tensor, Tensor, Tensor]) -> Tensor:
-        upper_left, upper_right, lower_left, lower_right = corners
-        upper = torch.lerp(upper_left, upper_right, self.across)
-        return torch.lerp(upper, torch.lerp(lower_left, lower_right, self.across), self.down)
-
-    def slope(self, corners: tuple[Tensor, Tensor, Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        """Derivatives of the interpolated value by column and by row, per patch; zero where it is constant."""
-        upper_left, upper_right, lower_left, lower_right = corners
-        by_column = torch.lerp(upper_right - upper_left, lower_right - lower_left, self.down)
-        by_row = torch.lerp(lower_left - upper_left, lower_right - upper_right, self.across)
-        between_columns = self.inside & (self.column > 0) & (self.column < self.columns - 1)
-        between_rows = self.inside & (self.row > 0) & (self.row < self.rows - 1)
-        return by_column * between_columns, by_row * between_rows
 
 
 @dataclass
@@ -98,12 +63,11 @@ class Box:
     map_from_camera: Tensor
     half_widths: Tensor
 
-    def excess(self, poses: Tensor) -> Tensor:
-        """By how many half widths poses `(K, 4, 4)` lie outside, squared and summed over the axes, `(K,)`."""
-        relative = se3.inverse(self.map_from_camera) @ poses
-        rotation = relative[:, :3, :3]
+    def excess(self, rotation: Tensor, translation: Tensor) -> Tensor:
+        """By how many half widths poses lie outside, squared and summed over the axes, `(K,)`; they are given from the
+        middle of the box, box_from_camera: `(K, 3, 3)` and `(K, 3)`."""
         turn = 0.5 * (rotation - rotation.transpose(1, 2))  # sine of the angle x axis: exact enough for a fence
-        tangent = torch.cat([relative[:, :3, 3], torch.stack([turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], 1)], 1)
+        tangent = torch.stack([*translation.unbind(1), turn[:, 2, 1], turn[:, 0, 2], turn[:, 1, 0]], 1)
         return ((tangent.abs() / self.half_widths - 1).clamp(min=0) ** 2).sum(1)
 
 
@@ -138,15 +102,21 @@ class PosePosterior:
         box: Box,
     ) -> None:
         """scores, xyz, valid, intrinsics as in `pose_log_likelihood`, batch size 1; guess `(4, 4)`; sigma `(6,)`."""
-        self.maps = scores.log_likelihood[0].contiguous()
-        self.none = scores.log_likelihood_none[0]
+        self.maps = scores.log_likelihood[0][:, None].contiguous()
+        self.none = scores.log_likelihood_none[0][:, None]
         self.weight = scores.confidence[0] * valid[0] * temperature
-        self.points = se3.apply(se3.inverse(guess_map_from_camera), xyz[0])  # (N, 3) in the guess's optical frame
+        points = se3.apply(se3.inverse(guess_map_from_camera), xyz[0])
+        self.points = pad(points, (0, 1), value=1.0)  # (N, 4) in the guess's optical frame
         self.guess, self.sigma, self.box = guess_map_from_camera, sigma, box
+        self.box_from_guess = se3.inverse(box.map_from_camera) @ guess_map_from_camera
+        # Rows of a matrix that makes of a point in an optical frame its place in the image, times its depth: -1 at the
+        # left and upper edges and 1 at the right and lower ones, as `grid_sample` counts.
+        rows, columns = self.maps.shape[2:]
         fx, fy, cx, cy = intrinsics[0].tolist()
-        self.column_scale, self.row_scale = fx / patch, fy / patch
-        self.to_patches = torch.tensor(
-            [[fx / patch, 0, (cx + 0.5) / patch - 0.5], [0, fy / patch, (cy + 0.5) / patch - 0.5], [0, 0, 1]],
+        self.to_image = torch.tensor(
+            [[2 * fx / (patch * columns), 0, (2 * cx + 1) / (patch * columns) - 1],
+             [0, 2 * fy / (patch * rows), (2 * cy + 1) / (patch * rows) - 1],
+             [0, 0, 1]],
             device=xyz.device, dtype=xyz.dtype,
         )  # fmt: skip
 
@@ -168,55 +138,75 @@ class PosePosterior:
 
     def value(self, offsets: Tensor) -> Tensor:
         """Log probabilities `(K,)`, up to a constant."""
+        rotation, _ = _rotation(offsets[:, 3:])
+        to_image = self.to_image @ _camera_from_guess(rotation, offsets)
         chunk = max(1, CPU_CHUNK // len(self.points)) if offsets.device.type == "cpu" else len(offsets)
         parts = []
-        for some in offsets.split(chunk):
-            _, _, cell, base = self._look(some)
-            value = cell.interpolate(cell.corners(self.maps.view(-1), base))
-            parts.append(torch.where(cell.inside, value, self.none) @ self.weight)
-        return torch.cat(parts) + self._prior(offsets)
+        for some in to_image.split(chunk):
+            value, inside, _ = self._look(torch.matmul(self.points, some.permute(1, 2, 0)))
+            parts.append(self.weight @ torch.where(inside, value, self.none))
+        return torch.cat(parts) + self._prior(offsets, rotation)
 
     def slope(self, offsets: Tensor) -> Slope:
         """Value, gradient and information."""
-        camera, rotation, cell, base = self._look(offsets)
-        corners = cell.corners(self.maps.view(-1), base)
-        value = torch.where(cell.inside, cell.interpolate(corners), self.none)
-        by_column, by_row = cell.slope(corners)
-        x, y, z = camera.unbind(1)
-        by_x, by_y = by_column * self.column_scale / z, by_row * self.row_scale / z
-        by_point = torch.stack([by_x, by_y, -(by_x * x + by_y * y) / z], 1)
-        by_point = torch.where(cell.inside[:, None], by_point, 0)  # nothing that is divided by a depth of 0
+        rotation, jacobian = _rotation(offsets[:, 3:])
+        camera = torch.matmul(self.points, _camera_from_guess(rotation, offsets).permute(1, 2, 0))  # (3, N, K)
+        value, inside, place = self._look((self.to_image @ camera.flatten(1)).view(camera.shape))
+        # What `grid_sample` itself calls for the gradient by the places; where values stay constant it is zero.
+        by_place = torch.ops.aten.grid_sampler_2d_backward(
+            torch.ones_like(value)[:, None, None], self.maps, place, 0, 1, False, (False, True)
+        )[1]
+        x, y, z = camera[0], camera[1], camera[2].clamp(min=NEAREST)
+        by_image = torch.where(inside[..., None], by_place[:, 0], 0) / z[..., None]
+        by_x, by_y = (by_image * self.to_image.diagonal()[:2]).unbind(2)
+        by_z = -(by_x * x + by_y * y) / z
+        turns = (by_y * z - by_z * y, by_z * x - by_x * z, by_x * y - by_y * x)
+        by_point = torch.stack([by_x, by_y, by_z, *turns]).permute(2, 0, 1)  # (K, 6, N)
+        weighted = by_point * self.weight
         # The camera moves by R^T d and turns by J_r d: a point in its frame moves by -R^T d and by point x (J_r d).
-        along = -rotation @ by_point
-        about = _right_jacobian(offsets[:, 3:]).transpose(1, 2) @ torch.linalg.cross(by_point, camera, dim=1)
-        gradients = torch.cat([along, about], 1)
-        weighted = gradients * self.weight
+        by_offset = torch.zeros_like(by_point[..., :6])
+        by_offset[:, :3, :3] = -rotation
+        by_offset[:, 3:, 3:] = jacobian.transpose(1, 2)
+        information = by_offset @ (weighted @ by_point.transpose(1, 2)) @ by_offset.transpose(1, 2)
         return Slope(
-            value @ self.weight + self._prior(offsets),
-            weighted.sum(-1) - offsets / self.sigma**2,
-            weighted @ gradients.transpose(1, 2) + torch.diag(1 / self.sigma**2),
+            self.weight @ torch.where(inside, value, self.none) + self._prior(offsets, rotation),
+            (by_offset @ weighted.sum(-1, keepdim=True)).squeeze(-1) - offsets / self.sigma**2,
+            information + torch.diag(1 / self.sigma**2),
         )
 
-    def _look(self, offsets: Tensor) -> tuple[Tensor, Tensor, _Cell, Tensor]:
-        """Points in each camera `(K, 3, N)`, guess_from_camera rotations `(K, 3, 3)`, their cells, each point's map."""
-        rotation = se3.so3_exp(offsets[:, 3:])
-        camera = rotation.transpose(1, 2) @ (self.points.T - offsets[:, :3, None])
-        seen = self.to_patches @ camera
-        depth = seen[:, 2]
-        ahead = depth.clamp(min=NEAREST)
-        count, rows, columns = self.maps.shape
-        cell = _Cell.at(seen[:, 0] / ahead, seen[:, 1] / ahead, depth, rows, columns)
-        return camera, rotation, cell, torch.arange(count, device=offsets.device) * (rows * columns)
+    def _look(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Each point's map, interpolated at its places in K images, which are given times their depth `(3, N, K)` and
+        overwritten: values `(N, K)`, held constant beyond the outermost patch centres; which are inside the image; and
+        the places `(N, 1, K, 2)`."""
+        place, depth = seen[:2], seen[2]
+        ahead = depth > NEAREST
+        place.div_(depth.clamp_(min=NEAREST))
+        inside = (torch.maximum(place[0].abs(), place[1].abs()) < 1).logical_and_(ahead)
+        place = place.permute(1, 2, 0)[:, None]
+        value = grid_sample(self.maps, place, mode="bilinear", padding_mode="border", align_corners=False)
+        return value[:, 0, 0], inside, place
 
-    def _prior(self, offsets: Tensor) -> Tensor:
-        fence = BOUND_PENALTY * self.box.excess(self.poses(offsets))
-        return -0.5 * ((offsets / self.sigma) ** 2).sum(1) - fence
+    def _prior(self, offsets: Tensor, rotation: Tensor) -> Tensor:
+        turn, move = self.box_from_guess[:3, :3], self.box_from_guess[:3, 3]
+        excess = self.box.excess(turn @ rotation, offsets[:, :3] @ turn.T + move)
+        return -0.5 * ((offsets / self.sigma) ** 2).sum(1) - BOUND_PENALTY * excess
 
 
-def _right_jacobian(rotation_vector: Tensor) -> Tensor:
-    """J_r `(K, 3, 3)` with exp(w + d) = exp(w) exp(J_r d) for small d, at w `(K, 3)` of up to a radian (by series)."""
-    hat, square = se3.hat(rotation_vector), (rotation_vector**2).sum(-1)[:, None, None]
-    return torch.eye(3).to(hat) - (1 / 2 - square / 24) * hat + (1 / 6 - square / 120) * hat @ hat
+def _camera_from_guess(rotation: Tensor, offsets: Tensor) -> Tensor:
+    """`(K, 3, 4)`: the upper rows of the inverses of guess_from_camera, from rotations `(K, 3, 3)` and offsets."""
+    back = rotation.transpose(1, 2)
+    return torch.cat([back, -back @ offsets[:, :3, None]], 2)
+
+
+def _rotation(rotation_vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Rotations R `(K, 3, 3)` of rotation vectors `(K, 3)` of up to a radian, and J_r `(K, 3, 3)` with exp(w + d) =
+    exp(w) exp(J_r d) for small d: Rodrigues' formula, J_r's last coefficient by its series."""
+    hat = se3.hat(rotation_vector)
+    identity, square = torch.eye(3).to(hat), hat @ hat
+    squared = (rotation_vector**2).sum(-1)[:, None, None]
+    turns = squared.sqrt() / math.pi  # as torch.sinc counts
+    first, second = torch.sinc(turns) * hat, 0.5 * torch.sinc(turns / 2) ** 2
+    return identity + first + second * square, identity - second * hat + (1 / 6 - squared / 120) * square
 
 
 @dataclass(frozen=True)
@@ -235,15 +225,15 @@ class SearchSettings:
     stride: int = 3
     modes: int = 48
     modes_apart: float = 0.4
-    scout_steps: int = 8
-    finalists: int = 8
+    scout_steps: int = 6
+    finalists: int = 6
     finalists_apart: float = 0.1
-    steps: int = 8
+    steps: int = 5
     hops: int = 2
     hop_samples: int = 16
     widths: tuple[float, ...] = (2.0, 0.7, 0.25)
     rounds: int = 3
-    samples: int = 192
+    samples: int = 128
     wide_samples: int = 256
     seed: int = 0
 
@@ -305,9 +295,8 @@ def search_pose(
     mean, _ = near.moments()
     centre, spread = _Samples.joined(everything, near).moments()
     spread = spread + torch.outer(centre - mean, centre - mean)
-    turned = (
-        posterior.guess[:3, :3] @ _right_jacobian(-mean[None, 3:])[0]
-    )  # a left Jacobian is a right one of the inverse
+    left_jacobian = _rotation(-mean[None, 3:])[1][0]  # it is the right one of the inverse
+    turned = posterior.guess[:3, :3] @ left_jacobian
     to_map = torch.block_diag(posterior.guess[:3, :3], turned)
     return SearchResult(map_from_camera=posterior.poses(mean[None])[0], covariance=(to_map @ spread @ to_map.T).cpu())
 

@@ -1,0 +1,174 @@
+"""How long one image takes, stage by stage, how much memory that needs, and how large the network is.
+
+    .venv/bin/python benchmarks/localizer.py [--map MAP --queries QUERIES] [--images 10] [--threads 1 2]
+
+Without a map: on a synthetic street that it makes and maps itself, with the weights as shipped. Each image starts up to
+2 m and 10 degrees off. Medians over the images, after two that are not counted; a stage of both passes has two
+numbers. `whole, own time` is the process's own time, of all its threads: where, on one thread, the whole takes much
+longer, something else was using the machine. What happens between the stages is in `rest`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+import resource
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import cv2
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+import ep2ploc_core.localizer
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.queries import Queries, write_queries
+from ep2ploc_core.datasets.sampling import draw_start
+from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.map.build import build_map
+from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.model.ep2ploc import EP2PLoc
+
+FRAMES, SEED, WARM_UP = 16, 0, 2
+
+
+class Stopwatch:
+    """Milliseconds of each call of some functions, by the stage that they are."""
+
+    def __init__(self) -> None:
+        self.calls: dict[str, list[float]] = {}
+
+    @contextmanager
+    def on(self, owner: Any, name: str, stage: str) -> Iterator[None]:
+        """Times a function, found by its owner and name, as this stage."""
+        function: Callable[..., Any] = getattr(owner, name)
+
+        def timed(*arguments: Any, **options: Any) -> Any:
+            begun = time.perf_counter()
+            result = function(*arguments, **options)
+            self.calls.setdefault(stage, []).append(1000 * (time.perf_counter() - begun))
+            return result
+
+        with patch.object(owner, name, timed):
+            yield
+
+
+def street(folder: Path) -> tuple[Path, Path]:
+    """Map and queries of a synthetic street."""
+    path = write_synthetic_drive(folder / "drive", FRAMES, SEED)
+    encode_map(build_map(KittiSource(path), folder / "map"), load_network("edge"))
+    write_queries(KittiDrive(path), list(range(2, FRAMES, 3)), folder / "queries")
+    return folder / "map", folder / "queries"
+
+
+def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, list[float]]:
+    """Median milliseconds of each stage, one for each time that it runs in an image."""
+    assert queries.map_from_camera is not None
+    random = np.random.default_rng(SEED)
+    stages = [
+        (localizer, "_encode", "undistort, resize"),
+        (localizer.network, "encode_image", "image encoder"),
+        (localizer, "_points_around", "map query"),
+        (ep2ploc_core.localizer, "remove_invisible", "IPR"),
+        (localizer, "_view", "choice of points"),
+        (localizer.network, "classify", "classify"),
+        (ep2ploc_core.localizer, "search_pose", "search on score maps"),
+        (localizer, "_decide", "single matches"),
+        (localizer, "_conclude", "score"),
+    ]
+    names = [stage for _, _, stage in stages] + ["rest", "whole", "whole, own time"]
+    counted: dict[str, list[list[float]]] = {name: [] for name in names}
+    for number in range(-WARM_UP, images):
+        index = number % len(queries)
+        truth, image = queries.map_from_camera[index], queries.image(index)
+        start = truth @ se3.exp(torch.from_numpy(draw_start(random, 1.0))).numpy()
+        watch = Stopwatch()
+        with ExitStack() as watched:
+            for stage in stages:
+                watched.enter_context(watch.on(*stage))
+            own, begun = time.process_time(), time.perf_counter()
+            localizer.localize(image, queries.camera, start)
+            whole, own = time.perf_counter() - begun, time.process_time() - own
+        calls = watch.calls
+        for outer, inner in (
+            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("score", "single matches")
+        ):  # fmt: skip
+            calls[outer] = [
+                total - part for total, part in zip(calls.get(outer, []), calls.get(inner, []), strict=False)
+            ]
+        calls["rest"] = [1000 * whole - sum(map(sum, calls.values()))]
+        calls["whole"], calls["whole, own time"] = [1000 * whole], [1000 * own]
+        for name in names if number >= 0 else ():
+            counted[name].append(calls.get(name, []))
+    most = {name: max(map(len, rows)) for name, rows in counted.items()}  # a refused image may have lacked a pass
+    return {
+        name: np.median([row for row in rows if len(row) == most[name]], 0).tolist() for name, rows in counted.items()
+    }
+
+
+def parameters(network: EP2PLoc) -> list[tuple[str, int]]:
+    """Numbers of the network's parts, the largest first."""
+    parts = {name: sum(values.numel() for values in part.parameters()) for name, part in network.named_children()}
+    return sorted(parts.items(), key=lambda part: -part[1])
+
+
+def main() -> None:
+    """Measures, prints."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--map", type=Path, help="an encoded map; with --queries")
+    parser.add_argument("--queries", type=Path, help="queries with poses in that map")
+    parser.add_argument("--images", type=int, default=10)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    arguments = parser.parse_args()
+    if (arguments.map is None) != (arguments.queries is None):
+        parser.error("give --map and --queries, or neither")
+
+    with tempfile.TemporaryDirectory() as folder:
+        where = (arguments.map, arguments.queries) if arguments.map else street(Path(folder))
+        point_map, queries = PointMap.open(where[0]), Queries(where[1])
+        if queries.map_from_camera is None:
+            parser.error(f"{where[1]} has no poses.txt to start near")
+        site = where[0] / SITE_CHECKPOINT
+        network = load_network(site if site.exists() else "edge")
+        localizer = Localizer(network, point_map)
+        columns = []
+        for threads in arguments.threads:
+            torch.set_num_threads(threads)
+            cv2.setNumThreads(threads)
+            columns.append(measure(localizer, queries, arguments.images))
+
+        size = f"{queries.camera.width}x{queries.camera.height}"
+        title = f"One image {size}, map of {len(point_map):,} points"
+        table = Table(title=f"{title}; {platform.machine()}, {os.cpu_count()} cores")
+        table.add_column("ms, each pass")
+        for threads in arguments.threads:
+            table.add_column(f"{threads} thread{'s' if threads > 1 else ''}", justify="right")
+        for name in columns[0]:
+            table.add_row(name, *(" + ".join(f"{value:.1f}" for value in column[name]) for column in columns))
+        table.add_row("images/s", *(f"{1000 / column['whole'][0]:.1f}" for column in columns))
+        console = Console(width=100)
+        console.print(table)
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+        console.print(
+            f"largest memory of the process{'' if arguments.map else ', making the street included'}: {peak:.0f} MB"
+        )
+        parts = parameters(network)
+        listed = ", ".join(f"{name} {count:,}" for name, count in parts)
+        console.print(f"parameters: {sum(count for _, count in parts):,} ({listed})")
+
+
+if __name__ == "__main__":
+    main()
