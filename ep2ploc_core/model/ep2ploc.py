@@ -87,10 +87,15 @@ class EP2PLoc(nn.Module):
         )
 
     def encode_points(
-        self, xyz: Tensor, attributes: Tensor, batch: Tensor, voxel_codes: Tensor | None = None
+        self,
+        xyz: Tensor,
+        attributes: Tensor,
+        batch: Tensor,
+        voxel_codes: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Unit descriptors `(N, D)` of map points, the same for every view; see PointTransformer."""
-        return self.point_encoder(xyz, attributes, batch, voxel_codes)
+        """Unit descriptors `(N, D)` of map points, or `(K, D)` of the wanted ones; see PointTransformer."""
+        return self.point_encoder(xyz, attributes, batch, voxel_codes, wanted)
 
     def encode_place(self, view: PointView) -> Tensor:
         """Unit global descriptors `(B, G)` of what is visible from each pose."""
