@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor
 
-from ep2ploc_core.model.voxels import OFFSETS, Neighbourhood, Pairs
+from ep2ploc_core.model.voxels import OFFSETS, Neighbourhood
 
 _CHUNK = 8192  # pairs whose messages stay in a core's cache
 
@@ -48,12 +48,10 @@ class _NeighbourSum(torch.autograd.Function):
 
 def _bags(rows: Tensor, weight: Tensor, weight_index: Tensor, source: Tensor, target: Tensor, count: int) -> Tensor:
     starts = torch.searchsorted(target, torch.arange(count, device=target.device))
-    heads = [
-        functional.embedding_bag(
-            source, part.contiguous(), starts, mode="sum", per_sample_weights=chosen.flatten().index_select(0, weight_index)
-        )
-        for part, chosen in zip(rows.chunk(len(weight), 1), weight, strict=True)
-    ]
+    heads = []
+    for part, weights in zip(rows.chunk(len(weight), 1), weight.flatten(1), strict=True):
+        chosen = weights.index_select(0, weight_index)
+        heads.append(functional.embedding_bag(source, part.contiguous(), starts, mode="sum", per_sample_weights=chosen))
     return torch.cat(heads, 1)
 
 

@@ -35,7 +35,8 @@ class LocalAttention(nn.Module):
     def forward(self, features: Tensor, hood: Neighbourhood) -> Tensor:
         """features `(S, C)` of the inputs -> `(T, C)` of the outputs."""
         asking = _rows(features, hood.places)
-        query = functional.normalize(self.query(asking).view(len(asking), self.heads, -1), dim=-1)
+        query = self.query(asking).view(len(asking), self.heads, -1)
+        query = query * (1 / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))  # dividing all of it is slower
         code = functional.normalize(self.offset_code, dim=-1).to(query.dtype)
         weight = query.transpose(0, 1) @ code.permute(1, 2, 0)
         return self.out(neighbour_sum(self.value(features).float(), weight.float(), hood))
