@@ -4,16 +4,23 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings, Scene
 from ep2ploc_core.errors import CheckpointError, InputError
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.map.point_map import MapInfo, MapPoints, write_map
 from ep2ploc_core.model.checkpoint import WEIGHTS_DIRECTORY, load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig, PointView
 from ep2ploc_core.model.image_encoder import ImageEncoder
 from ep2ploc_core.model.pair_score import PairScore
+from ep2ploc_core.training.losses import LossWeights, compute_losses
+from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 SMALL = NetworkConfig(descriptor_width=16, image_feature_width=24, point_width=8, classifier_width=16, clusters=2)
 BACKBONES = (
@@ -98,7 +105,7 @@ def test_the_score_mlp_is_a_layer_on_the_concatenated_descriptors(chunk: int, mo
 def test_scores_are_probabilities_and_the_prior_is_in_both(score: str) -> None:
     torch.manual_seed(0)
     network = EP2PLoc(replace(SMALL, score=score)).eval()
-    xyz = torch.rand(1, 9, 3) * 4 + torch.tensor([-2.0, -1, 6])
+    xyz = torch.rand(1, 9, 3) * torch.tensor([4.0, 2, 4]) + torch.tensor([-2.0, -1, 6])
     view = PointView(
         xyz, torch.rand(1, 9, 6), torch.nn.functional.normalize(torch.randn(1, 9, 16), dim=-1),
         torch.ones(1, 9, dtype=torch.bool), torch.eye(4)[None], torch.tensor([[1.0, 0.3, 1, 0.02, 0.1, 0.02]]),
@@ -130,3 +137,60 @@ def test_the_weights_that_come_along_were_made_before_there_were_choices() -> No
         assert "score" not in json.loads(file.metadata()["config"])
     network = load_network("edge")
     assert (network.config.score, network.config.encode) == ("dot", "map")
+
+
+@pytest.fixture(scope="module")
+def scene() -> Scene:
+    """A wall 8 m ahead of the camera, and another one that it hides, 14 m ahead."""
+    rng = np.random.default_rng(0)
+    xyz = np.r_[rng.uniform([-9, -4, 8], [9, 4, 8], (9000, 3)), rng.uniform([-6, -2, 14], [6, 2, 14], (3000, 3))]
+    points = MapPoints(xyz.astype(np.float32), rng.random((12000, 6), np.float32), np.zeros((12000, 2), np.uint16))
+    camera = Camera.from_matrix(256, 96, np.array([[130.0, 0, 128], [0, 130, 48], [0, 0, 1]]))
+    image = rng.integers(0, 256, (96, 256, 3), np.uint8)
+    return Scene(points, [image], [camera], np.eye(4)[None], None)
+
+
+def test_encoded_per_view_the_loss_depends_on_what_is_visible_from_the_starts_alone(scene: Scene) -> None:
+    torch.manual_seed(0)
+    settings = SamplingSettings(images=2, group=1, starts=2, points=64, world=False, crop_radius=40)
+    batch = Sampler([scene], 256, settings, 0).batch(0, 0.3)
+    assert torch.equal(batch.seen_point[batch.seen_of_view], batch.point_of_view)
+    for view, start in enumerate(batch.start_camera_from_map):
+        image = int(batch.image_of_view[view])
+        own = batch.cloud == batch.cloud[batch.point_of_view[view, 0]]
+        seen = remove_invisible(
+            batch.xyz[own], start, batch.intrinsics[image], (256, 96), 0.2, VisibilitySettings(margin=0.15)
+        )
+        first = int(own.nonzero()[0])
+        assert torch.equal(batch.seen_point[batch.seen_view == view].sort().values, (seen.index + first).sort().values)
+    hidden = torch.ones(len(batch.xyz), dtype=torch.bool)
+    hidden[batch.seen_point] = False
+    assert 1000 < hidden.sum() < len(hidden) - 1000
+    other = replace(batch, attributes=torch.where(hidden[:, None], -batch.attributes, batch.attributes))
+    for encode in ("view", "map"):
+        network = EP2PLoc(replace(SMALL, image_width=256, encode=encode))
+        totals = []
+        for one in (batch, other):
+            losses = compute_losses(network, one, LossWeights(), torch.Generator().manual_seed(0))
+            totals.append(losses.total)
+        assert (totals[0] == totals[1]) == (encode == "view")
+        (gradient,) = torch.autograd.grad(totals[0], network.point_encoder.point_mlp[0].weight)
+        assert gradient.abs().max() > 0
+
+
+def test_encoded_per_view_the_descriptors_of_the_map_are_not_used(scene: Scene, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    poses = {}
+    for encode in ("view", "map"):
+        network = EP2PLoc(replace(SMALL, image_width=256, encode=encode)).eval()
+        network.fingerprint = "cafe0123"
+        for fill in (0, 9):
+            point_map = write_map(tmp_path / f"{encode}{fill}", scene.points, MapInfo(voxel_size=0.2))
+            descriptors = np.full((len(scene.points), 16), fill, np.int8)
+            descriptors[::2] *= -1
+            point_map.store_descriptors(descriptors, network.fingerprint)
+            result = Localizer(network, point_map).localize(scene.images[0], scene.cameras[0], np.eye(4))
+            assert result.candidate is not None, result.reason
+            poses[encode, fill] = result.candidate
+    assert np.array_equal(poses["view", 0], poses["view", 9])
+    assert not np.array_equal(poses["map", 0], poses["map", 9])
