@@ -115,6 +115,8 @@ class Matching:
 class Localizer:
     """Finds camera poses in one map. The map may be replaced between calls (`point_map`)."""
 
+    remove_invisible = staticmethod(remove_invisible)
+
     def __init__(
         self,
         network: EP2PLoc,
@@ -244,18 +246,17 @@ class Localizer:
         xyz = torch.from_numpy(points.xyz + (self.point_map.origin - origin).astype(np.float32)).to(self.device)
         camera_from_map = se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
-        visible = remove_invisible(
+        visible = self.remove_invisible(
             xyz, camera_from_map, query.intrinsics, size, self.point_map.voxel_size, self.settings.visibility
         )
         if len(visible.index) < self.settings.least_points:
             return None
         # Within an image cell the point nearest to the middle of its pixel comes first: any fixed order would do.
         order = (visible.pixels - visible.pixels.round()).abs().sum(1)
-        chosen = visible.index[spread_over_image(visible.pixels, order, self.settings.points)]
+        place = spread_over_image(visible.pixels, order, self.settings.points)
+        chosen = visible.index[place]
         index = chosen.cpu().numpy()
-        if points.descriptors is None:
-            raise MapError("The map holds no descriptors; encode it with `ep2ploc map encode`.")
-        descriptors = torch.from_numpy(points.descriptors[index].astype(np.float32)).to(self.device) / 127
+        descriptors = self._descriptors(points, xyz, visible.index, place)
         return PointView(
             xyz=xyz[chosen][None],
             attributes=torch.from_numpy(points.attributes[index]).to(self.device)[None],
@@ -264,6 +265,17 @@ class Localizer:
             camera_from_map=camera_from_map[None],
             sigma=torch.from_numpy(start_sigma(scale)).float().to(self.device)[None],
         )
+
+    def _descriptors(self, points: MapPoints, xyz: Tensor, visible: Tensor, place: Tensor) -> Tensor:
+        """Descriptors `(N, D)` of the points `visible[place]`: the map's, or made of what is visible from here."""
+        if self.network.config.encode == "view":
+            attributes = torch.from_numpy(points.attributes[visible.cpu().numpy()]).to(self.device)
+            cloud = torch.zeros_like(visible)
+            return self.network.encode_points(xyz[visible], attributes, cloud, wanted=place)
+        if points.descriptors is None:
+            raise MapError("The map holds no descriptors; encode it with `ep2ploc map encode`.")
+        stored = points.descriptors[visible[place].cpu().numpy()]
+        return torch.from_numpy(stored.astype(np.float32)).to(self.device) / 127
 
     def _decide(self, query: Query, view: PointView, scores: PatchScores) -> Matches:
         """The pixel of each point: its most likely patch, then the pixel inside that patch."""

@@ -100,6 +100,9 @@ class Batch:
     start_camera_from_map: Tensor  # (V, 4, 4)
     true_camera_from_map: Tensor  # (V, 4, 4)
     sigma: Tensor  # (V, 6)
+    seen_point: Tensor  # (S,) int64, into the P points: all that are visible from the starts, one view after the other
+    seen_view: Tensor  # (S,) int64, the view of each
+    seen_of_view: Tensor  # (V, N) int64, into the S: the points of `point_of_view`
 
     def to(self, device: torch.device) -> Batch:
         """The batch on a device."""
@@ -157,7 +160,8 @@ class Sampler:
         clouds: list[dict[str, np.ndarray]] = []
         images: list[np.ndarray] = []
         intrinsics: list[np.ndarray] = []
-        offset = 0
+        offset = seen_offset = 0
+        seen: list[np.ndarray] = []
         while len(images) < self.settings.images:
             scene = self.scenes[rng.choice(len(self.scenes), p=self.scene_share)]
             chosen = self._neighbours(scene, rng, min(self.settings.group, self.settings.images - len(images)))
@@ -165,6 +169,9 @@ class Sampler:
             for view in views:
                 view["image_of_view"] = view["image_of_view"] + len(images)
                 view["point_of_view"] = view["point_of_view"] + offset
+                view["seen_of_view"] = view["seen_of_view"] + seen_offset
+                seen.append(np.asarray(view["seen_point"]) + offset)
+                seen_offset += len(seen[-1])
             cloud["cloud"] = np.full(len(cloud["xyz"]), len(clouds), np.int64)
             offset += len(cloud["xyz"])
             parts += views
@@ -193,6 +200,9 @@ class Sampler:
             start_camera_from_map=stack("start").float(),
             true_camera_from_map=stack("true").float(),
             sigma=stack("sigma").float(),
+            seen_point=torch.from_numpy(np.concatenate(seen)),
+            seen_view=torch.from_numpy(np.repeat(np.arange(len(seen)), [len(points) for points in seen])),
+            seen_of_view=stack("seen_of_view"),
         )
 
     def shoot(self, number: int) -> Shot:
@@ -255,12 +265,14 @@ class Sampler:
             shot = shots[image]
             true = flip @ shot.camera_from_map @ np.linalg.inv(local_from_map)
             begin = flip @ shot.turn @ np.linalg.inv(local_from_map @ start)
-            picked, valid = self._pick(points, begin, cameras[image], scene.spacing, rng)
+            visible, place, valid = self._pick(points, begin, cameras[image], scene.spacing, rng)
             views.append({
                 "image_of_view": np.array(image),
-                "point_of_view": picked,
+                "point_of_view": visible[place],
+                "seen_point": visible,
+                "seen_of_view": place,
                 "valid": valid,
-                "visible": self._visible(scene, shot, keep[picked]),
+                "visible": self._visible(scene, shot, keep[visible[place]]),
                 "start": begin,
                 "true": true,
                 "sigma": start_sigma(scale),
@@ -344,17 +356,19 @@ class Sampler:
         camera: Camera,
         spacing: float,
         rng: np.random.Generator,
-    ) -> tuple[np.ndarray, np.ndarray]:
-        """Visible points from the start, evenly over the image: indices `(N,)` and which of them are no padding."""
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The points `(S,)` visible from the start, at least one; where among them are some, evenly over the image,
+        `(N,)`; and which of those are no padding."""
         pose = torch.from_numpy(camera_from_map).float()
         visible = remove_invisible(
             points, pose, camera.intrinsics_tensor(), (camera.width, camera.height), spacing, self.visibility
         )
         seed = torch.from_numpy(rng.random(len(visible.index)))
-        chosen = visible.index[spread_over_image(visible.pixels, seed, self.settings.points)].numpy()
-        index = np.zeros(self.settings.points, np.int64)
-        index[: len(chosen)] = chosen
-        return index, np.arange(self.settings.points) < len(chosen)
+        chosen = spread_over_image(visible.pixels, seed, self.settings.points).numpy()
+        place = np.zeros(self.settings.points, np.int64)
+        place[: len(chosen)] = chosen
+        valid = np.arange(self.settings.points) < len(chosen)
+        return visible.index.numpy() if len(visible) else np.zeros(1, np.int64), place, valid
 
     def _visible(self, scene: Scene, shot: Shot, index: np.ndarray) -> np.ndarray:
         """Of which points the picture can tell where they are: it shows them, or they lie outside it."""

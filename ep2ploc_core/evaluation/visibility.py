@@ -112,7 +112,12 @@ def our_rule(view: JudgedView) -> Tensor:
 
 def papers_rule(view: JudgedView) -> Tensor:
     """IPR as EP2P-Loc has it: a z-buffer, one window of 9 pixels at a width of 1080, no tolerance."""
-    (width, height), points = view.size, view.inside
+    return papers_visible(view.inside, view.size)
+
+
+def papers_visible(points: ProjectedPoints, size: tuple[int, int]) -> Tensor:
+    """Which of the points inside an image of this width and height the paper's rule keeps, `(M,)` bool."""
+    width, height = size
     column, row = points.pixels.round().long().unbind(1)
     cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     nearest = torch.full((width * height,), torch.inf).scatter_reduce_(0, cell, points.depths, "amin")

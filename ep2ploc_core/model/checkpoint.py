@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from ep2ploc_core.errors import CheckpointError
+from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig
 
 WEIGHTS_DIRECTORY = Path(__file__).resolve().parent.parent / "weights"
@@ -53,7 +53,7 @@ def load_network(name_or_path: str | Path, device: str | torch.device = "cpu") -
         network.load_state_dict(
             {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
         )
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
         raise CheckpointError(f"The weights file {path} is corrupted or of another version; get it again.") from error
     network.fingerprint = fingerprint(tensors)
     return network.eval().to(device)

@@ -9,6 +9,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ep2ploc_core import se3
+from ep2ploc_core.errors import InputError
 from ep2ploc_core.model.global_descriptor import NetVLAD
 from ep2ploc_core.model.image_encoder import ImageEncoder
 from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, patch_prior, view_attributes
@@ -18,7 +19,13 @@ from ep2ploc_core.model.point_transformer import PointTransformer
 
 @dataclass(frozen=True)
 class NetworkConfig:
-    """Sizes of the network; kept in its checkpoint. Lengths in metres, image sizes in pixels."""
+    """Sizes of the network; kept in its checkpoint. Lengths in metres, image sizes in pixels.
+
+    backbone: a timm model with features at stride `patch` and on. `score` and `encode` are for comparison with the
+    paper. score: "dot" product of point and patch, or the paper's "mlp" with a hidden layer of `score_width`. encode:
+    the point encoder runs once over the whole "map", or as in the paper on what is visible from each "view" (site codes
+    then have no place: they belong to the map).
+    """
 
     backbone: str = "regnety_002"
     image_width: int = 512
@@ -30,6 +37,9 @@ class NetworkConfig:
     classifier_width: int = 128
     clusters: int = 16
     global_width: int = 256
+    score: str = "dot"
+    score_width: int = 32
+    encode: str = "map"
 
 
 @dataclass
@@ -64,6 +74,10 @@ class EP2PLoc(nn.Module):
 
     def __init__(self, config: NetworkConfig = NetworkConfig()) -> None:
         super().__init__()
+        for name, choices in {"score": ("dot", "mlp"), "encode": ("map", "view")}.items():
+            value = getattr(config, name)
+            if value not in choices:
+                raise InputError(f"The network's {name} is '{value}'; it can be {' or '.join(choices)}.")
         self.config = config
         self.fingerprint = ""
         width = config.descriptor_width
@@ -71,7 +85,9 @@ class EP2PLoc(nn.Module):
         self.point_encoder = PointTransformer(config.point_width, width, config.point_voxel)
         self.image_vlad = NetVLAD(width, config.clusters, config.global_width)
         self.point_vlad = NetVLAD(width, config.clusters, config.global_width)
-        self.patch_classifier = PatchClassifier(width, config.classifier_width)
+        self.patch_classifier = PatchClassifier(
+            width, config.classifier_width, config.score_width if config.score == "mlp" else 0
+        )
         self.pixel_head = PixelHead(width, config.patch)
         self.geometry_head = nn.Conv2d(config.image_feature_width, 5, 1)
         # How much the scores of neighbouring points repeat each other: scales the sum of their log likelihoods.
@@ -87,10 +103,15 @@ class EP2PLoc(nn.Module):
         )
 
     def encode_points(
-        self, xyz: Tensor, attributes: Tensor, batch: Tensor, voxel_codes: Tensor | None = None
+        self,
+        xyz: Tensor,
+        attributes: Tensor,
+        batch: Tensor,
+        voxel_codes: Tensor | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """Unit descriptors `(N, D)` of map points, the same for every view; see PointTransformer."""
-        return self.point_encoder(xyz, attributes, batch, voxel_codes)
+        """Unit descriptors `(N, D)` of map points, or `(K, D)` of the wanted ones; see PointTransformer."""
+        return self.point_encoder(xyz, attributes, batch, voxel_codes, wanted)
 
     def encode_place(self, view: PointView) -> Tensor:
         """Unit global descriptors `(B, G)` of what is visible from each pose."""

@@ -10,6 +10,7 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ep2ploc_core.camera import project_pinhole
+from ep2ploc_core.model.pair_score import PairScore
 
 # A point may always be hidden or missing in the image, however surely it should project into it.
 LEAST_OUTSIDE = 0.02
@@ -44,7 +45,8 @@ class PatchScores:
 
 
 class PatchClassifier(nn.Module):
-    """Scores by dot product between a point, as it should look from the prior pose, and the patch descriptors.
+    """Scores by dot product between a point, as it should look from the prior pose, and the patch descriptors, or by
+    the paper's MLP on both (`score_width` > 0: its hidden layer).
 
     The prior pose and its uncertainty enter twice: as the point's depth, height and normal in the view, and as a
     Gaussian over the patches, the prior's covariance carried through the projection.
@@ -52,8 +54,9 @@ class PatchClassifier(nn.Module):
 
     VIEW_ATTRIBUTES = 10
 
-    def __init__(self, width: int, hidden: int) -> None:
+    def __init__(self, width: int, hidden: int, score_width: int = 0) -> None:
         super().__init__()
+        self.pair_score = PairScore(width, score_width) if score_width else None
         self.trunk = nn.Sequential(
             nn.Linear(width + self.VIEW_ATTRIBUTES, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU()
         )
@@ -68,7 +71,11 @@ class PatchClassifier(nn.Module):
         query = functional.normalize(self.query(trunk), dim=-1) + descriptors
         flat = functional.normalize(patches, dim=1).flatten(2)
         with torch.autocast(query.device.type, enabled=False):  # differences between patches decide, not the scores
-            score = query.float() @ flat.float() * self.log_scale.exp() * 2
+            if self.pair_score is None:
+                score = query.float() @ flat.float()
+            else:
+                score = self.pair_score(query.float(), flat.float())
+            score = score * self.log_scale.exp() * 2
         none = self.none(trunk)
         logits = torch.cat([score + prior.log_patch.flatten(2), none + prior.log_none[..., None]], -1)
         total = logits.logsumexp(-1, keepdim=True)

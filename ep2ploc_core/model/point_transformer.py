@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ep2ploc_core.map.point_map import ATTRIBUTES
 from ep2ploc_core.model.local_attention import neighbour_sum
-from ep2ploc_core.model.voxels import OFFSETS, Pairs, Voxels, average, coarsen, neighbour_pairs, voxelize
+from ep2ploc_core.model.voxels import OFFSETS, Neighbourhood, Voxels, average, coarsen, neighbour_pairs, voxelize
 
 
 class LocalAttention(nn.Module):
@@ -32,14 +32,14 @@ class LocalAttention(nn.Module):
         self.out = nn.Linear(width, width)
         self.offset_code = nn.Parameter(torch.randn(OFFSETS, heads, width // heads))
 
-    def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
-        """features `(V, C)` -> `(V, C)`."""
-        shape = (len(features), self.heads, -1)
-        query = functional.normalize(self.query(features).view(shape), dim=-1)
+    def forward(self, features: Tensor, hood: Neighbourhood) -> Tensor:
+        """features `(S, C)` of the inputs -> `(T, C)` of the outputs."""
+        asking = _rows(features, hood.places)
+        query = self.query(asking).view(len(asking), self.heads, -1)
+        query = query * (1 / query.norm(dim=-1, keepdim=True).clamp(min=1e-12))  # dividing all of it is slower
         code = functional.normalize(self.offset_code, dim=-1).to(query.dtype)
-        weight = torch.einsum("vhc,khc->vkh", query, code)
-        value = self.value(features).view(shape)
-        return self.out(neighbour_sum(value.float(), weight.float(), pairs).flatten(1))
+        weight = query.transpose(0, 1) @ code.permute(1, 2, 0)
+        return self.out(neighbour_sum(self.value(features).float(), weight.float(), hood))
 
 
 class Block(nn.Module):
@@ -53,9 +53,9 @@ class Block(nn.Module):
             nn.LayerNorm(width), nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width)
         )
 
-    def forward(self, features: Tensor, pairs: Pairs) -> Tensor:
-        """features `(V, C)` -> `(V, C)`."""
-        features = features + self.attention(self.attention_norm(features), pairs)
+    def forward(self, features: Tensor, hood: Neighbourhood) -> Tensor:
+        """features `(S, C)` of the inputs -> `(T, C)` of the outputs."""
+        features = _rows(features, hood.places) + self.attention(self.attention_norm(features), hood)
         return features + self.mlp(features)
 
 
@@ -75,33 +75,57 @@ class PointTransformer(nn.Module):
         self.voxel_out = nn.Linear(width, out_width)
         self.point_out = nn.Linear(width, out_width)
 
-    def forward(self, xyz: Tensor, attributes: Tensor, batch: Tensor, voxel_codes: Tensor | None = None) -> Tensor:
-        """Unit descriptors `(N, D)`.
+    def forward(
+        self,
+        xyz: Tensor,
+        attributes: Tensor,
+        batch: Tensor,
+        voxel_codes: Tensor | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """Unit descriptors `(N, D)`, or `(K, D)` of the wanted points alone, which is sooner done.
 
         xyz `(N, 3)` metres, map axes; attributes `(N, 6)` as in `MapPoints`; batch `(N,)` int64 keeps clouds apart.
-        voxel_codes `(V, D)`: what site adaptation learned about each voxel, in the order of `voxelize`.
+        voxel_codes `(V, D)`: what site adaptation learned about each voxel, in the order of `voxelize`. wanted `(K,)`
+        int64: numbers of points, in any order, some maybe twice.
         """
         levels = [voxelize(xyz, batch, self.voxel_size)]
         while len(levels) < len(self.encode):
             levels.append(coarsen(levels[-1]))
-        pairs = [neighbour_pairs(level) for level in levels]
+        everywhere = [Neighbourhood.of_all(neighbour_pairs(level)) for level in levels]
+        decoded = everywhere if wanted is None else self._needed(levels, everywhere, wanted)
 
-        embedded = self.point_mlp(self._point_features(xyz, attributes, levels[0]))
-        features = average(embedded, levels[0].parent, len(levels[0]))
+        first, activation, second = self.point_mlp
+        embedded = activation(first(self._point_features(xyz, attributes, levels[0])))
+        features = second(average(embedded, levels[0].parent, len(levels[0])))  # linear: its mean is that of the mean
         skips = []
         for depth, block in enumerate(self.encode):
             if depth:
                 features = average(self.down[depth - 1](features), levels[depth].parent, len(levels[depth]))
-            features = block(features, pairs[depth])
+            features = block(features, everywhere[depth])
             skips.append(features)
         for depth in reversed(range(len(self.decode))):
-            features = skips[depth] + self.up[depth](features)[levels[depth + 1].parent]
-            features = self.decode[depth](features, pairs[depth])
+            inputs, coarser = decoded[depth].inputs, decoded[depth + 1].outputs
+            above = _number(_rows(levels[depth + 1].parent, inputs), coarser)
+            features = _rows(skips[depth], inputs) + self.up[depth](features).index_select(0, above)
+            features = self.decode[depth](features, decoded[depth])
 
-        per_voxel = self.voxel_out(features)
+        voxel = _rows(levels[0].parent, wanted)
+        per_voxel = self.voxel_out(features).index_select(0, _number(voxel, decoded[0].outputs))
         if voxel_codes is not None:
-            per_voxel = per_voxel + voxel_codes
-        return functional.normalize(per_voxel[levels[0].parent] + self.point_out(embedded), dim=-1)
+            per_voxel = per_voxel + voxel_codes.index_select(0, voxel)
+        return functional.normalize(per_voxel + self.point_out(second(_rows(embedded, wanted))), dim=-1)
+
+    def _needed(self, levels: list[Voxels], everywhere: list[Neighbourhood], wanted: Tensor) -> list[Neighbourhood]:
+        """What the decoder must look at on each level so that the wanted points `(K,)` get their descriptors."""
+        needed = []
+        chosen = levels[0].parent[wanted]
+        for depth, hood in enumerate(everywhere[:-1]):
+            marked = torch.zeros(len(levels[depth]), dtype=torch.bool, device=wanted.device)
+            marked[chosen] = True
+            needed.append(Neighbourhood.of_some(hood.pairs, marked))
+            chosen = levels[depth + 1].parent[needed[-1].inputs]
+        return [*needed, everywhere[-1]]
 
     def _point_features(self, xyz: Tensor, attributes: Tensor, voxels: Voxels) -> Tensor:
         """Place relative to the voxel's centroid, in voxels, and the attributes at comparable scales, `(N, 9)`."""
@@ -109,3 +133,12 @@ class PointTransformer(nn.Module):
         offset = (xyz - centroid[voxels.parent]) / self.voxel_size
         height = (attributes[:, 5:] / 4).clamp(-2, 2)
         return torch.cat([offset, attributes[:, :5], height], 1)
+
+
+def _rows(values: Tensor, index: Tensor | None) -> Tensor:
+    return values if index is None else values.index_select(0, index)
+
+
+def _number(voxels: Tensor, among: Tensor | None) -> Tensor:
+    """Which of the sorted voxels `among` these are."""
+    return voxels if among is None else torch.searchsorted(among, voxels)

@@ -51,11 +51,16 @@ def compute_losses(
 ) -> Losses:
     """Runs the network on a batch; `generator` (CPU) draws the hypotheses; voxel_codes as in PointTransformer."""
     features = network.encode_image(batch.images, batch.intrinsics)
-    descriptors = network.encode_points(batch.xyz, batch.attributes, batch.cloud, voxel_codes)
+    if network.config.encode == "view":
+        seen, cloud, picked = batch.seen_point, batch.seen_view, batch.seen_of_view.flatten()
+        descriptors = network.encode_points(batch.xyz[seen], batch.attributes[seen], cloud, None, picked)
+    else:
+        picked = batch.point_of_view.flatten()
+        descriptors = network.encode_points(batch.xyz, batch.attributes, batch.cloud, voxel_codes, picked)
     view = PointView(
         xyz=batch.xyz[batch.point_of_view],
         attributes=batch.attributes[batch.point_of_view],
-        descriptors=descriptors.float()[batch.point_of_view],
+        descriptors=descriptors.float().view(*batch.point_of_view.shape, -1),
         valid=batch.valid,
         camera_from_map=batch.start_camera_from_map,
         sigma=batch.sigma,

@@ -34,15 +34,20 @@ PLACE_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColu
 SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2, novel=0.5)
 SITE_SCHEDULE = Schedule(steps=700, learning_rate=1e-3, warmup=50, ema=0.99, noise_start=0.6, noise_ramp=0.3)
 
+SITE_LOSSES = LossWeights(place=0.0, hypotheses=128)
+
 
 def adapt_to_site(
     device: torch.device,
     map_path: Path,
     checkpoint: str,
     schedule: Schedule = SITE_SCHEDULE,
+    weights: LossWeights = SITE_LOSSES,
+    with_codes: bool = True,
 ) -> None:
     """Trains `checkpoint` on the images of the map's own source; writes MAP/checkpoint.safetensors and the map's new
-    descriptors. Resumes from MAP.adaptation when it was broken off there."""
+    descriptors. Resumes from MAP.adaptation when it was broken off there. Without codes nothing is learned of the site
+    but the network's weights."""
     point_map = PointMap.open(map_path)
     points = point_map.all_points()
     network = load_network(checkpoint)
@@ -55,14 +60,16 @@ def adapt_to_site(
     sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
     codes = SiteCodes(len(voxels), network.config.descriptor_width)
     scratch = Path(f"{map_path}.adaptation")
-    trainer = Trainer(network, sampler, schedule, LossWeights(place=0.0, hypotheses=128), scratch, device, codes)
+    trainer = Trainer(network, sampler, schedule, weights, scratch, device, codes if with_codes else None)
     trainer.run()
     if trainer.rank == 0:
         notes = {"adapted_from": checkpoint, "steps": str(trainer.step)}
         save_network(trainer.averaged_network(), scratch / SITE_CHECKPOINT, notes)
         stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
         learned = trainer.averaged_codes()
-        assert learned is not None and scene.code_voxel is not None
+        if learned is None:
+            learned = torch.zeros_like(codes.table)
+        assert scene.code_voxel is not None
         descriptors = encode_points(points, stored, learned, scene.code_voxel)
         point_map.store_descriptors(descriptors, stored.fingerprint)
         with Progress(*PLACE_COLUMNS) as progress:

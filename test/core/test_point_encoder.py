@@ -10,7 +10,8 @@ from ep2ploc_core.map.encode import encode_map, encode_points
 from ep2ploc_core.map.point_map import MapInfo, MapPoints, write_map
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig
 from ep2ploc_core.model.local_attention import neighbour_sum
-from ep2ploc_core.model.voxels import average, coarsen, neighbour_pairs, unpack, voxelize
+from ep2ploc_core.model.point_transformer import PointTransformer
+from ep2ploc_core.model.voxels import Neighbourhood, average, coarsen, neighbour_pairs, unpack, voxelize
 
 
 @pytest.fixture
@@ -50,15 +51,24 @@ def test_average_is_the_mean_of_each_voxel(cloud) -> None:
         torch.testing.assert_close(means[voxel], xyz[voxels.parent == voxel].mean(0))
 
 
-def test_neighbour_sum_and_its_gradients_agree_with_messages_written_out(cloud) -> None:
+@pytest.mark.parametrize("some", [False, True])
+def test_neighbour_sum_and_its_gradients_agree_with_messages_written_out(cloud, some: bool) -> None:
     voxels = voxelize(*cloud, 0.5)
     pairs = neighbour_pairs(voxels)
+    hood, inputs, outputs = Neighbourhood.of_all(pairs), torch.arange(len(voxels)), torch.arange(len(voxels))
+    if some:
+        hood = Neighbourhood.of_some(pairs, torch.arange(len(voxels)) % 7 == 3)
+        assert hood.inputs is not None and hood.outputs is not None and hood.places is not None
+        inputs, outputs = hood.inputs, hood.outputs
+        assert torch.equal(inputs[hood.places], outputs) and len(inputs) < len(voxels)
+        asked = torch.isin(pairs.target, outputs)
+        assert torch.equal(inputs, pairs.source[asked].unique())
     generator = torch.Generator().manual_seed(1)
     value = torch.randn(len(voxels), 2, 3, generator=generator, requires_grad=True)
     weight = torch.randn(len(voxels), 27, 2, generator=generator, requires_grad=True)
     messages = value[pairs.source] * weight[pairs.target, pairs.offset][..., None]
-    plain = torch.zeros(len(voxels), 2, 3).index_add(0, pairs.target, messages)
-    ours = neighbour_sum(value, weight, pairs)
+    plain = torch.zeros(len(voxels), 2, 3).index_add(0, pairs.target, messages)[outputs].flatten(1)
+    ours = neighbour_sum(value[inputs].flatten(1), weight[outputs].permute(2, 0, 1), hood)
     torch.testing.assert_close(ours, plain)
     direction = torch.randn(plain.shape, generator=generator)
     for mine, theirs in zip(
@@ -67,6 +77,27 @@ def test_neighbour_sum_and_its_gradients_agree_with_messages_written_out(cloud) 
         strict=True,
     ):
         torch.testing.assert_close(mine, theirs)
+
+
+def test_descriptors_of_wanted_points_and_their_gradients_are_those_of_all_points() -> None:
+    torch.manual_seed(0)
+    encoder = PointTransformer(16, 24, voxel_size=0.5)
+    xyz, attributes = torch.rand(3000, 3) * 12, torch.rand(3000, 6)
+    batch = torch.arange(3000) % 2
+    codes = torch.randn(len(voxelize(xyz, batch, 0.5)), 24)
+    near = xyz.norm(dim=1).argsort()[:40]
+    wanted = torch.cat([near[torch.randperm(40)], near[:3]])  # in any order, some twice
+    direction = torch.randn(len(wanted), 24)
+    every = encoder(xyz, attributes, batch, codes)[wanted]
+    some = encoder(xyz, attributes, batch, codes, wanted)
+    torch.testing.assert_close(some, every)
+    parameters = list(encoder.parameters())
+    for mine, theirs in zip(
+        torch.autograd.grad((some * direction).sum(), parameters),
+        torch.autograd.grad((every * direction).sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(mine, theirs, rtol=1e-3, atol=1e-5)
 
 
 def test_a_map_encoded_in_blocks_is_the_map_encoded_in_one_piece(tmp_path: Path) -> None:

@@ -1,0 +1,209 @@
+"""What each choice is worth at one site: it is changed, alone, and everything else is left as it is.
+
+    .venv/bin/python benchmarks/ablation/ablation.py MAP QUERIES --out DIR [--steps 700] [--repeats 3]
+
+MAP must come from a recording with images, and leave the queries out (`ep2ploc map build --hold-out QUERIES`); it is
+not changed. Where the choice is part of training the shipped weights are adapted anew, on a copy of the map in DIR; a
+copy that is there already is taken as it is. All adaptations have the same seeds, batches and number of steps, and all
+evaluations the same starts. DIR/ablation.md gets the table, DIR/ablation.json every result.
+
+Two rows are no fair fights: the score MLP begins untrained, while all else begins from the shipped weights; and those
+were made with the pose loss and with points encoded per map. Points encoded per view can have no site codes, so that
+row is to be compared with "no site codes".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from ep2ploc_core import se3
+from ep2ploc_core.cli import progress_bar
+from ep2ploc_core.datasets.queries import Queries
+from ep2ploc_core.datasets.sampling import start_sigma
+from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
+from ep2ploc_core.evaluation.report import summary_markdown, summary_table
+from ep2ploc_core.evaluation.visibility import papers_visible
+from ep2ploc_core.localizer import Localizer, LocalizerSettings, Matching, Query
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapPoints, PointMap
+from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.pose.pnp import refine, solve_ransac
+from ep2ploc_core.pose.score_search import Box
+from ep2ploc_core.training.losses import LossWeights
+from ep2ploc_core.training.processes import choose_device, run_everywhere
+from ep2ploc_core.training.site import SITE_LOSSES, SITE_SCHEDULE, adapt_to_site
+from ep2ploc_core.visibility import ProjectedPoints, VisibilitySettings, project_inside
+
+
+def papers_removal(
+    xyz: Tensor,
+    camera_from_map: Tensor,
+    intrinsics: Tensor,
+    size: tuple[int, int],
+    spacing: float,
+    settings: VisibilitySettings,
+) -> ProjectedPoints:
+    """The paper's IPR in place of `remove_invisible`, with the same margin around the image."""
+    margin = torch.tensor([round(settings.margin * side) for side in size], device=xyz.device)
+    wide = (size[0] + 2 * int(margin[0]), size[1] + 2 * int(margin[1]))
+    shift = torch.cat([torch.zeros_like(margin), margin])
+    points = project_inside(xyz, camera_from_map, intrinsics + shift, wide, replace(settings, margin=0.0))
+    kept = points.select(papers_visible(points, wide))
+    return replace(kept, pixels=kept.pixels - margin)
+
+
+class PapersVisibility(Localizer):
+    """With the paper's IPR."""
+
+    remove_invisible = staticmethod(papers_removal)
+
+
+class PapersSolver(Localizer):
+    """The pose of single matches, by MAGSAC++ and least squares: no search on the score maps."""
+
+    def _match(
+        self, query: Query, points: MapPoints, origin: Any, guess: Tensor, scale: float, box: Box
+    ) -> Matching | None:
+        view = self._view(query, points, origin, guess, scale)
+        if view is None:
+            return None
+        scores = self.network.classify(view, query.features.patches, query.intrinsics)
+        matches = self._decide(query, view, scores)
+        found, covariance = guess, torch.diag(torch.from_numpy(start_sigma(scale)).float() ** 2)
+        arguments = (matches.points, matches.pixels)
+        sampled = solve_ransac(*arguments, query.camera.matrix, self.settings.match_threshold)
+        if sampled is not None:
+            solved = refine(sampled, *arguments, matches.weights, query.camera.matrix, self.settings.robust_scale)
+            pose = torch.from_numpy(solved.map_from_camera).float().to(self.device)
+            inside = (se3.log(torch.linalg.inv(box.map_from_camera) @ pose).abs() <= box.half_widths).all()
+            if inside:  # else what is far from all that the prior allows is no better than the prior
+                found, covariance = pose, torch.from_numpy(solved.covariance).float()
+        return Matching(view, scores, matches, found, covariance)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One row of the table: `trained` names the adaptation that it needs, a key of ADAPTATIONS."""
+
+    name: str
+    trained: str = "ours"
+    localizer: type[Localizer] = Localizer
+    settings: LocalizerSettings = field(default_factory=LocalizerSettings)
+    swap: bool = False
+
+
+@dataclass(frozen=True)
+class Adaptation:
+    """How a network is adapted: `choices` of its configuration that differ from those of the shipped weights."""
+
+    choices: dict[str, Any] = field(default_factory=dict)
+    losses: LossWeights = SITE_LOSSES
+    with_codes: bool = True
+
+
+ADAPTATIONS = {
+    "ours": Adaptation(),
+    "mlp": Adaptation({"score": "mlp"}),
+    "no_pose_loss": Adaptation(losses=replace(SITE_LOSSES, pose=0.0, patch=1.0)),
+    "no_codes": Adaptation(with_codes=False),
+    "view": Adaptation({"encode": "view"}, with_codes=False),
+}
+VARIANTS = (
+    Variant("ours"),
+    Variant("ours, another frame's image", swap=True),
+    Variant("the paper's score MLP", "mlp"),
+    Variant("the paper's IPR", localizer=PapersVisibility),
+    Variant("one pass", settings=LocalizerSettings(pass_scales=(1.0,))),
+    Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver),
+    Variant("no pose loss", "no_pose_loss"),
+    Variant("no pose loss and no search", "no_pose_loss", PapersSolver),
+    Variant("no site codes", "no_codes"),
+    Variant("points encoded per view, no site codes", "view"),
+)
+console = Console()
+
+
+def begin_from(checkpoint: str, choices: dict[str, Any], file: Path) -> None:
+    """Writes the weights of a checkpoint with other choices; what is new in these begins at random."""
+    shipped = load_network(checkpoint)
+    torch.manual_seed(0)
+    network = EP2PLoc(replace(shipped.config, **choices))
+    network.load_state_dict(network.state_dict() | shipped.state_dict())
+    save_network(network, file)
+
+
+def adapt(adaptation: Adaptation, source: Path, target: Path, steps: int) -> None:
+    """A copy of a map in `target`, with the shipped network adapted to it."""
+    if (target / SITE_CHECKPOINT).is_file():
+        return
+    begun = target.with_suffix(".begun")
+    if not begun.is_dir():
+        shutil.rmtree(target, ignore_errors=True)
+        aside = target.with_suffix(".copying")
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.copytree(source, aside)
+        (aside / SITE_CHECKPOINT).unlink(missing_ok=True)
+        aside.rename(begun)
+    weights = target.with_suffix(".safetensors")
+    begin_from("edge", adaptation.choices, weights)
+    schedule = replace(SITE_SCHEDULE, steps=steps)
+    run_everywhere(
+        adapt_to_site, choose_device("auto"), begun, str(weights), schedule, adaptation.losses, adaptation.with_codes
+    )
+    begun.rename(target)
+
+
+def evaluate(variant: Variant, map_path: Path, queries: Queries, repeats: int) -> dict[str, Any]:
+    """The report of `evaluate_tracking`."""
+    device = choose_device("auto")
+    network = load_network(map_path / SITE_CHECKPOINT, device)
+    localizer = variant.localizer(network, PointMap.open(map_path), device, variant.settings)
+    with progress_bar(variant.name) as progress:
+        return evaluate_tracking(localizer, queries, TrackingProtocol(repeats=repeats, swap=variant.swap), progress)
+
+
+def run(map_path: Path, queries: Queries, out: Path, steps: int, repeats: int) -> str:
+    """Adapts, evaluates, writes both files after each row; returns the table in Markdown."""
+    out.mkdir(parents=True, exist_ok=True)
+    reports: dict[str, Any] = {}
+    table = ""
+    for variant in VARIANTS:
+        console.print(f"{variant.name} ({variant.trained})")
+        site = out / f"{variant.trained}_{steps}"
+        adapt(ADAPTATIONS[variant.trained], map_path, site, steps)
+        reports[variant.name] = evaluate(variant, site, queries, repeats)
+        rows = {"start": reports["ours"]["start"]} | {name: report["summary"] for name, report in reports.items()}
+        titled = {name: row for name, row in rows.items() if name == "start"}
+        titled |= {f"{name}; {row['median_seconds']:.2f} s": row for name, row in rows.items() if name != "start"}
+        table = (
+            f"Adaptations of {steps} steps; median seconds per image beside the names.\n\n{summary_markdown(titled)}"
+        )
+        (out / "ablation.md").write_text(table)
+        (out / "ablation.json").write_text(json.dumps(reports, indent=1))
+    console.print(summary_table(rows))
+    return table
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("map", type=Path)
+    parser.add_argument("queries", type=Path)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--steps", type=int, default=SITE_SCHEDULE.steps)
+    parser.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    run(arguments.map, Queries(arguments.queries), arguments.out, arguments.steps, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
