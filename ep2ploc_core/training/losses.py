@@ -26,7 +26,6 @@ from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.epro_pnp import PoseMatches, monte_carlo_pose_loss
 from ep2ploc_core.pose.score_search import pose_log_likelihood
 
-
 EPRO_MATCHES = 128  # of each view, spread over all
 EPRO_SETTLED = 0.25  # share of a view's matches that must lie within a patch of their true places
 
