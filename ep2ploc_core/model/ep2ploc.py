@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as functional
@@ -92,6 +94,12 @@ class EP2PLoc(nn.Module):
         self.geometry_head = nn.Conv2d(config.image_feature_width, 5, 1)
         # How much the scores of neighbouring points repeat each other: scales the sum of their log likelihoods.
         self.log_pose_temperature = nn.Parameter(torch.tensor(-3.0))
+        # Log of one over the pixels by which matches of mean confidence are off, for the loss on single matches.
+        self.log_match_scale = nn.Parameter(torch.tensor(-3.0))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """As of every module, but weights from before there was a scale of matches keep its first value."""
+        return super().load_state_dict({"log_match_scale": self.log_match_scale, **state_dict}, *args, **kwargs)
 
     def encode_image(self, image: Tensor, intrinsics: Tensor) -> ImageFeatures:
         """image `(B, 3, H, W)` 0..1, intrinsics `(B, 4)` fx, fy, cx, cy in pixels of that image."""
@@ -119,12 +127,22 @@ class EP2PLoc(nn.Module):
 
     def classify(self, view: PointView, patches: Tensor, intrinsics: Tensor) -> PatchScores:
         """Scores of the points of each view against the patches `(B, D, R, C)` of its image."""
-        points_camera = se3.apply(view.camera_from_map, view.xyz)
-        normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
-        seen = view_attributes(points_camera, normals_camera, view.attributes)
+        points_camera, seen = self._seen(view)
         rows, columns = patches.shape[-2:]
         prior = patch_prior(points_camera, intrinsics, view.sigma, rows, columns, self.config.patch)
         return self.patch_classifier(view.descriptors, seen, patches, prior)
+
+    def confidence_alone(self, view: PointView) -> Tensor:
+        """The confidence `(B, N)` of `classify` again, with gradients to the layer that ends in it and to no other."""
+        with torch.no_grad():
+            trunk = self.patch_classifier.trunk(torch.cat([view.descriptors, self._seen(view)[1]], -1))
+        return torch.sigmoid(self.patch_classifier.confidence(trunk)).squeeze(-1)
+
+    def _seen(self, view: PointView) -> tuple[Tensor, Tensor]:
+        """The points `(B, N, 3)` in the prior's optical frame and what they look like from there `(B, N, 10)`."""
+        points_camera = se3.apply(view.camera_from_map, view.xyz)
+        normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
+        return points_camera, view_attributes(points_camera, normals_camera, view.attributes)
 
     def locate_in_patch(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:
         """Log probabilities `(M, patch*patch)` of the pixels in the chosen patches; see PixelHead."""

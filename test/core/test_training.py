@@ -10,11 +10,11 @@ from safetensors import safe_open
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
-from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings, Scene
+from ep2ploc_core.datasets.sampling import Batch, Sampler, SamplingSettings, Scene
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.map.sources import KittiSource
-from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.checkpoint import fingerprint, load_network, save_network, write_safetensors
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig, PointView
 from ep2ploc_core.pose.score_search import Box, PosePosterior, search_pose
 from ep2ploc_core.training.config import load_config
@@ -129,6 +129,7 @@ def test_a_tiny_network_overfits_four_samples(scene: Scene) -> None:
         optimizer.step()
         first = first or float(losses.log["pose"])
     assert float(losses.log["pose"]) < 0.3 * first
+    check_that_single_matches_train_their_confidence_alone(network, batch)
     with torch.no_grad():
         features = network.encode_image(batch.images, batch.intrinsics)
         descriptors = network.encode_points(batch.xyz, batch.attributes, batch.cloud)
@@ -151,6 +152,42 @@ def test_a_tiny_network_overfits_four_samples(scene: Scene) -> None:
         truth = torch.linalg.inv(batch.true_camera_from_map[view]).double().numpy()
         metres, radians = se3.pose_error(found.map_from_camera.double().numpy(), truth)
         assert metres < 0.25 and radians < np.radians(1.0), (view, metres, np.degrees(radians))
+
+
+def check_that_single_matches_train_their_confidence_alone(network: EP2PLoc, batch: Batch) -> None:
+    only = LossWeights(patch=0.0, pixel=0.0, pose=0.0, place=0.0, geometry=0.0, epro=1.0)
+    losses = compute_losses(network, batch, only, torch.Generator().manual_seed(0))
+    network.zero_grad()
+    losses.total.backward()
+    learning = {name for name, p in network.named_parameters() if p.grad is not None and (p.grad != 0).any()}
+    head = {"patch_classifier.confidence.weight", "patch_classifier.confidence.bias"}
+    assert "patch_classifier.confidence.weight" in learning and learning <= head | {"log_match_scale"}
+
+
+def test_single_matches_that_are_not_settled_train_nothing(scene: Scene) -> None:
+    torch.manual_seed(0)
+    network = EP2PLoc(TINY)
+    settings = SamplingSettings(images=2, group=1, starts=1, points=128, world=False)
+    batch = Sampler([scene], TINY.image_width, settings, 0).batch(0, 1.0)
+    losses = compute_losses(network, batch, LossWeights(epro=0.1), torch.Generator().manual_seed(0))
+    assert float(losses.log["epro"]) == 0.0
+    losses.total.backward()
+    assert all(torch.isfinite(p.grad).all() for p in network.parameters() if p.grad is not None)
+
+
+def test_weights_from_before_the_scale_of_matches_load(tmp_path: Path) -> None:
+    save_network(EP2PLoc(TINY), tmp_path / "new.safetensors")
+    with safe_open(str(tmp_path / "new.safetensors"), framework="pt") as file:
+        tensors = {key: file.get_tensor(key) for key in file.keys() if key != "log_match_scale"}  # noqa: SIM118
+        metadata = file.metadata()
+    write_safetensors(tensors, tmp_path / "old.safetensors", metadata)
+    old = load_network(tmp_path / "old.safetensors")
+    assert old.fingerprint == fingerprint(tensors)
+    assert torch.equal(old.log_match_scale, EP2PLoc(TINY).log_match_scale)
+    del tensors["log_pose_temperature"]
+    write_safetensors(tensors, tmp_path / "broken.safetensors", metadata)
+    with pytest.raises(CheckpointError):
+        load_network(tmp_path / "broken.safetensors")
 
 
 def small_trainer(scene: Scene, out: Path, steps: int) -> Trainer:
