@@ -17,8 +17,8 @@ from ep2ploc_core.errors import InputError
 
 
 class Queries:
-    """Query images of one camera. `map_from_camera` `(N, 4, 4)` or None; `frames` `(N,)`: frame numbers in their recording,
-    by which the map can leave them out, or None."""
+    """Query images of one camera. `map_from_camera` `(N, 4, 4)` or None; `frames` `(N,)`: frame numbers in their
+    recording, by which the map can leave them out, or None."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -86,7 +86,10 @@ def write_queries(drive: KittiDrive, frames: list[int], out: Path) -> Queries:
 
 
 def write_image_queries(images: list[PosedImage], out: Path) -> Queries:
-    """Makes a directory of queries from images of one camera: images copied, camera, poses, frame numbers."""
+    """Makes a directory of queries from images of one camera: images copied, camera, poses, frame numbers. Raises
+    InputError when there is no image."""
+    if not images:
+        raise InputError(f"There are no images to make the queries {out} of; name frames that have one.")
     shutil.rmtree(out, ignore_errors=True)
     (out / "images").mkdir(parents=True)
     rows = []
