@@ -75,6 +75,9 @@ def map_build(
         Path | None, typer.Option(help="Rows of 12 numbers (map_from_lidar, row k = frame k), or TUM rows by time.")
     ] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera.")] = None,
+    colour_camera: Annotated[
+        Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
+    ] = None,
     points_topic: Annotated[str, typer.Option(help="Of a bag: by default the PointCloud2 with most messages.")] = "",
     pose_topic: Annotated[str, typer.Option(help="Of a bag: by default odometry or TF, whichever there is.")] = "",
     voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
@@ -92,11 +95,11 @@ def map_build(
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
-    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic)
+    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic, colour_camera)
     if not scans.has_poses:
         console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
         with progress_bar("finding poses") as progress:
-            everything = open_source(source, poses, camera, None, points_topic, pose_topic)
+            everything = open_source(source, poses, camera, None, points_topic, pose_topic, colour_camera)
             scans = with_estimated_poses(everything, out, held_out, progress)
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
@@ -162,14 +165,16 @@ def queries_from_rgbd(
     recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
     out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
     frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
-    camera: Annotated[Path | None, typer.Option(help="Calibration, instead of camera-intrinsics.txt.")] = None,
+    colour_camera: Annotated[
+        Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
+    ] = None,
 ) -> None:
     """Take frames of an RGB-D recording as queries; of those asked for, the ones that there are."""
     from ep2ploc_core.datasets.queries import parse_frames, write_image_queries
     from ep2ploc_core.datasets.rgbd import RgbdSource
 
     chosen = set(parse_frames(frames))
-    images = [image for image in RgbdSource(recording, camera).images if image.frame in chosen]
+    images = [image for image in RgbdSource(recording, colour_camera=colour_camera).images if image.frame in chosen]
     if not images:
         raise InputError(f"{recording} has no colour image with a pose among the frames {frames}; give others.")
     console.print(f"{out}: {len(write_image_queries(images, out))} queries")

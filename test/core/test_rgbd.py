@@ -162,6 +162,31 @@ def test_a_camera_file_goes_before_the_intrinsics_of_the_layout(recording: Path,
     assert RgbdSource(recording, tmp_path / "camera.yaml").describe()["camera"] == str(tmp_path / "camera.yaml")
 
 
+def test_colour_may_have_another_camera(tmp_path: Path) -> None:
+    """Colour images of another size and focal length, painted with where their rays meet the room."""
+    write_recording(tmp_path / "room", frames=2)
+    wide = np.array([[90.0, 0, 99.5], [0, 90.0, 69.5], [0, 0, 1]])
+    np.savetxt(tmp_path / "colour.txt", wide)
+    for number in range(2):
+        column = np.tile(np.arange(200, dtype=np.uint8), (140, 1))
+        cv2.imwrite(str(tmp_path / f"room/frame-{number:06d}.color.png"), np.stack([column] * 3, -1))
+    source = open_source(tmp_path / "room", colour_camera=tmp_path / "colour.txt")
+    assert isinstance(source, RgbdSource)
+    (first, _) = source.scans()
+    x, _, z, grey = first.points.T
+    assert np.abs(255 * grey - (90 * x / z + 99.5)).max() < 0.51  # the column that sees the point
+    for again in (source, reopen_source(source.describe())):
+        assert isinstance(again, RgbdSource)
+        np.testing.assert_allclose(again.images[0].camera.matrix, wide)
+        assert (again.images[0].camera.width, again.images[0].camera.height) == (200, 140)
+        np.testing.assert_allclose(again.camera.matrix, K)
+    queries_from_rgbd(tmp_path / "room", tmp_path / "queries", "1", tmp_path / "colour.txt")
+    np.testing.assert_allclose(Queries(tmp_path / "queries").camera.matrix, wide)
+    with pytest.raises(InputError, match="colour-camera"):
+        (tmp_path / "cloud.ply").write_bytes(b"")
+        open_source(tmp_path / "cloud.ply", colour_camera=tmp_path / "colour.txt")
+
+
 def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
     write_recording(tmp_path / "room", frames=2)
     file = tmp_path / "room" / "frame-000001.depth.png"
