@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import open3d as o3d
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
@@ -18,9 +20,12 @@ from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.rgbd import RgbdSource, find_frames, read_camera_pose, read_depth
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.build import BuildSettings, build_map
-from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import open_source, reopen_source
+from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.training.scenes import map_scene
+from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
 
 K = np.array([[130.0, 0, 80], [0, 130.0, 60], [0, 0, 1]])
 WIDTH, HEIGHT = 160, 120
@@ -260,6 +265,17 @@ def test_a_room_to_learn_from_is_level_and_four_times_the_size(recording: Path, 
     height, z = scene.points.attributes[:, 5], scene.points.xyz[:, 2]
     low = plain.attributes[:, 5] < 1
     assert np.ptp(height[low] - z[low]) < 0.3  # the ground is one plane, 0.3 being 7.5 cm
+
+
+def test_a_room_is_learned_in_the_frame_in_which_maps_are_encoded(recording: Path, tmp_path: Path) -> None:
+    """After a single small step the descriptors are nearly those that the learned network gives the map anew."""
+    point_map = build_map(RgbdSource(recording), tmp_path / "map", BuildSettings(voxel_size=0.05))
+    adapt_to_site(torch.device("cpu"), tmp_path / "map", "edge", replace(SITE_SCHEDULE, steps=1))
+    learned = PointMap.open(tmp_path / "map").all_points().descriptors
+    encode_map(point_map, load_network(tmp_path / "map" / SITE_CHECKPOINT))
+    anew = point_map.all_points().descriptors
+    assert learned is not None and anew is not None
+    assert np.abs(learned.astype(int) - anew).mean() < 1
 
 
 @pytest.mark.skipif("EP2PLOC_DATA" not in os.environ, reason="EP2PLOC_DATA does not name a directory of real data")
