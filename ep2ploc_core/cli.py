@@ -75,13 +75,16 @@ def map_build(
         Path | None, typer.Option(help="Rows of 12 numbers (map_from_lidar, row k = frame k), or TUM rows by time.")
     ] = None,
     camera: Annotated[Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera.")] = None,
+    colour_camera: Annotated[
+        Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
+    ] = None,
     points_topic: Annotated[str, typer.Option(help="Of a bag: by default the PointCloud2 with most messages.")] = "",
     pose_topic: Annotated[str, typer.Option(help="Of a bag: by default odometry or TF, whichever there is.")] = "",
     voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
     checkpoint: Annotated[str, typer.Option(help="Weights to encode the map with; '' leaves it unencoded.")] = "edge",
     hold_out: Annotated[
-        Path | None, typer.Option(help="Queries whose frames, with 3 neighbours each way, stay out of the map.")
-    ] = None,
+        str, typer.Option(help="Queries, or frames (400:1000): stay out of the map, with 3 neighbours each way.")
+    ] = "",
     thin_ghosts: Annotated[bool, typer.Option(help="Remove what later scans saw through: ghosts of traffic.")] = True,
     device: Device = "auto",
 ) -> None:
@@ -92,11 +95,11 @@ def map_build(
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
-    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic)
+    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic, colour_camera)
     if not scans.has_poses:
         console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
         with progress_bar("finding poses") as progress:
-            everything = open_source(source, poses, camera, None, points_topic, pose_topic)
+            everything = open_source(source, poses, camera, None, points_topic, pose_topic, colour_camera)
             scans = with_estimated_poses(everything, out, held_out, progress)
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
@@ -157,6 +160,26 @@ def queries_from_kitti(
     console.print(f"{out}: {len(queries)} queries")
 
 
+@queries_app.command("from-rgbd")
+def queries_from_rgbd(
+    recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
+    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
+    frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
+    colour_camera: Annotated[
+        Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
+    ] = None,
+) -> None:
+    """Take frames of an RGB-D recording as queries; of those asked for, the ones that there are."""
+    from ep2ploc_core.datasets.queries import parse_frames, write_image_queries
+    from ep2ploc_core.datasets.rgbd import RgbdSource
+
+    chosen = set(parse_frames(frames))
+    images = [image for image in RgbdSource(recording, colour_camera=colour_camera).images if image.frame in chosen]
+    if not images:
+        raise InputError(f"{recording} has no colour image with a pose among the frames {frames}; give others.")
+    console.print(f"{out}: {len(write_image_queries(images, out))} queries")
+
+
 @app.command()
 def localize(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
@@ -171,7 +194,7 @@ def localize(
     """Localize one image in a map."""
     from ep2ploc_core.datasets.kitti import read_camera_file, read_image
     from ep2ploc_core.evaluation.protocols import result_row
-    from ep2ploc_core.visualization.overlay import draw_overlay, write_image
+    from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
 
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
@@ -183,7 +206,7 @@ def localize(
         _write_json(json_out, row)
     print(json.dumps(row))
     if overlay and result.map_from_camera is not None:
-        points = point_map.query(result.map_from_camera[:3, 3], localizer.settings.radius)
+        points = point_map.query(result.map_from_camera[:3, 3], SETTINGS.farthest)
         pose = result.map_from_camera
         write_image(draw_overlay(picture, lens, points, point_map.origin, pose, point_map.voxel_size), overlay)
     if result.status != "ok":
@@ -353,14 +376,16 @@ def main() -> None:
         raise SystemExit(2) from None
 
 
-def _held_out(queries: Path | None) -> list[int]:
-    from ep2ploc_core.datasets.queries import Queries
+def _held_out(hold_out: str) -> list[int]:
+    from ep2ploc_core.datasets.queries import Queries, parse_frames
 
-    if queries is None:
+    if not hold_out:
         return []
-    frames = Queries(queries).frames
+    if re.fullmatch(r"[0-9:,]+", hold_out) and not Path(hold_out).exists():
+        return parse_frames(hold_out)
+    frames = Queries(hold_out).frames
     if frames is None:
-        raise InputError(f"{queries} has no frames.txt, so it is not known which frames to hold out.")
+        raise InputError(f"{hold_out} has no frames.txt, so it is not known which frames to hold out.")
     return [int(frame) for frame in frames]
 
 

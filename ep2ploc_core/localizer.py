@@ -16,6 +16,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_ove
 from ep2ploc_core.errors import InputError, MapError
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
+from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.pnp import reprojection_errors
@@ -25,9 +26,10 @@ from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 @dataclass(frozen=True)
 class LocalizerSettings:
-    """How an image is localized. Lengths in metres, thresholds in pixels of the network's image.
+    """How an image is localized. Lengths in units (`map.unit`: metres where the map's voxels are of 0.2 m), thresholds
+    in pixels of the network's image.
 
-    pass_scales: how wrong the start of each pass may be, as a share of 2 m and 10 degrees; each pass starts where the
+    pass_scales: how wrong the start of each pass may be, as a share of START_RANGE; each pass starts where the
     one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
     the mean log likelihood ratio, over the points inside the image, of their places against what the prior alone
     expects, of likelihoods raised to `score_power`: near or below 0 the image does not speak for the pose. Without a
@@ -48,7 +50,7 @@ class LocalizerSettings:
     places: int = 16
     least_margin: float = 0.02
     least_score: float = 0.03
-    greatest_sigma_metres: float = 0.5
+    greatest_sigma: float = 0.5
     greatest_distance: float = 1.25
     covariance_scale: float = 2.0
     wide_search: SearchSettings = field(default_factory=SearchSettings)
@@ -136,10 +138,22 @@ class Localizer:
         """Where the camera was when it took the image.
 
         image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more
-        than START_RANGE: about 2 m to the sides and ahead and 10 degrees of yaw, 0.5 m in height, 3 degrees of pitch
-        and roll; without one the places of the map are searched. Raises InputError when image and camera do not fit,
-        MapError when the map was not encoded with this network.
+        than START_RANGE units: to the sides and ahead about ten voxels of the map (2 m with voxels of 0.2 m), in height
+        a quarter of it; 10 degrees of yaw, 3 degrees of pitch and roll; without one the places of the map are searched.
+        Raises InputError when image and camera do not fit, MapError when the map was not encoded with this network.
         """
+        unit = unit_of(self.point_map.voxel_size)
+        found = self._localize_in_units(image, camera, None if prior is None else scaled_pose(prior, 1 / unit))
+        if found.map_from_camera is not None:
+            found.map_from_camera = scaled_pose(found.map_from_camera, unit)
+        if found.candidate is not None:
+            found.candidate = scaled_pose(found.candidate, unit)
+        if found.covariance is not None:
+            found.covariance = scaled_covariance(found.covariance, unit)
+        found.points_map = found.points_map * unit
+        return found
+
+    def _localize_in_units(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None) -> Localization:
         begin = time.perf_counter()
         self._check_map()
         query = self._encode(image, camera)
@@ -148,7 +162,7 @@ class Localizer:
             if isinstance(place, str):
                 return self._refuse(place, begin)
             prior = place
-        points = self.point_map.query(prior[:3, 3], self.settings.radius)
+        points = MapInUnits(self.point_map).query(prior[:3, 3], self.settings.radius)
         if len(points) < self.settings.least_points:
             return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
         origin = np.round(prior[:3, 3])
@@ -187,9 +201,10 @@ class Localizer:
             return "no prior pose, and the map has no places to search: give a first guess of the pose"
         descriptor = query.features.global_descriptor[0].float().cpu().numpy()
         found: list[tuple[float, np.ndarray]] = []
+        units = MapInUnits(self.point_map)
         for view in self.places.search(descriptor, settings.places):
-            prior = np.asarray(self.places.map_from_camera[view])
-            points = self.point_map.query(prior[:3, 3], settings.radius)
+            prior = scaled_pose(self.places.map_from_camera[view], 1 / units.unit)
+            points = units.query(prior[:3, 3], settings.radius)
             origin = np.round(prior[:3, 3])
             guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
             matching = self._match(query, points, origin, guess, 1.0, self._box(guess))
@@ -242,12 +257,13 @@ class Localizer:
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
     ) -> PointView | None:
-        """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x (2 m, 10 degrees)."""
-        xyz = torch.from_numpy(points.xyz + (self.point_map.origin - origin).astype(np.float32)).to(self.device)
+        """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x START_RANGE."""
+        units = MapInUnits(self.point_map)
+        xyz = torch.from_numpy(points.xyz + (units.origin - origin).astype(np.float32)).to(self.device)
         camera_from_map = se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
         visible = self.remove_invisible(
-            xyz, camera_from_map, query.intrinsics, size, self.point_map.voxel_size, self.settings.visibility
+            xyz, camera_from_map, query.intrinsics, size, units.voxel_size, self.settings.visibility
         )
         if len(visible.index) < self.settings.least_points:
             return None
@@ -347,8 +363,8 @@ class Localizer:
         if found.score < settings.least_score:
             return f"the image fits the map badly there (score {found.score:.2f})"
         sigma = float(passes[0].covariance[:3, :3].trace().sqrt())
-        if sigma > settings.greatest_sigma_metres:
-            return f"several poses are possible, {sigma:.1f} m apart"
+        if sigma > settings.greatest_sigma:
+            return f"several poses are possible, {sigma * unit_of(self.point_map.voxel_size):.2g} m apart"
         off = se3.log(torch.from_numpy(np.linalg.inv(prior) @ found.map_from_camera)).abs().numpy() / START_RANGE
         if off.max() > 0.98 * settings.greatest_distance:
             return "the best pose lies at the limit of what the prior pose allows"

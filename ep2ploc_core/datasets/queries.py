@@ -1,6 +1,6 @@
 """A directory of query images: `images/` in the order of their names, `camera.yaml` (or a KITTI calibration) and,
 for evaluation, `poses.txt` (TUM rows: time x y z qx qy qz qw, map_from_camera); `frames.txt` where they came
-from a drive."""
+from a recording."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import numpy as np
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.kitti import IMAGE_SUFFIXES, KittiDrive, read_camera_file, read_image
+from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError
 
 
 class Queries:
-    """Query images of one camera. `map_from_camera` `(N, 4, 4)` or None; `frames` `(N,)`: frame numbers in their drive,
-    by which the map can leave them out, or None."""
+    """Query images of one camera. `map_from_camera` `(N, 4, 4)` or None; `frames` `(N,)`: frame numbers in their
+    recording, by which the map can leave them out, or None."""
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
@@ -73,20 +74,31 @@ class Queries:
 
 
 def write_queries(drive: KittiDrive, frames: list[int], out: Path) -> Queries:
-    """Makes a directory of queries from frames of a drive: images copied, camera, poses, frame numbers."""
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "images").mkdir(parents=True)
-    rows = []
+    """Makes a directory of queries from frames of a drive; see `write_image_queries`."""
+    images = []
     for index in frames:
         frame = drive.frame(index)
         if frame.image_path is None:
             raise InputError(f"Frame {index} of {drive.path} has no image, so it can be no query.")
-        shutil.copyfile(frame.image_path, out / "images" / f"{index:010d}{frame.image_path.suffix}")
         pose = drive.map_from_camera(frame)
-        rows.append([frame.stamp, *pose[:3, 3], *se3.to_quaternion(pose)])
-    drive.camera.to_yaml(out / "camera.yaml")
+        images.append(PosedImage(index, frame.stamp, frame.image_path, drive.camera, pose))
+    return write_image_queries(images, out)
+
+
+def write_image_queries(images: list[PosedImage], out: Path) -> Queries:
+    """Makes a directory of queries from images of one camera: images copied, camera, poses, frame numbers. Raises
+    InputError when there is no image."""
+    if not images:
+        raise InputError(f"There are no images to make the queries {out} of; name frames that have one.")
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "images").mkdir(parents=True)
+    rows = []
+    for image in images:
+        shutil.copyfile(image.path, out / "images" / f"{image.frame:010d}{image.path.suffix}")
+        rows.append([image.stamp, *image.map_from_camera[:3, 3], *se3.to_quaternion(image.map_from_camera)])
+    images[0].camera.to_yaml(out / "camera.yaml")
     np.savetxt(out / "poses.txt", rows, fmt="%.9f")
-    np.savetxt(out / "frames.txt", frames, fmt="%d")
+    np.savetxt(out / "frames.txt", [image.frame for image in images], fmt="%d")
     return Queries(out)
 
 

@@ -55,22 +55,31 @@ class RgbdSource:
     """The back-projected depth images of a recording, in the camera's optical frame, and its colour images.
 
     The map frame is that of the poses, whichever way up that is: `describe()["up"]` says which, as a unit vector in it.
-    The intensity of a point is the grey value at its pixel (colour and depth are not registered: a few pixels off).
-    Frames whose pose holds NaN or infinity, as the layout marks lost ones, are left out. `camera`: calibration of depth
-    and colour, instead of camera-intrinsics.txt; without either, that of 7-Scenes. `hold_out`: frame numbers.
+    The intensity of a point is the grey value where the colour camera sees it. Frames whose pose holds NaN or infinity,
+    as the layout marks lost ones, are left out. `camera`: calibration of the depth camera, instead of
+    camera-intrinsics.txt; without either, that of 7-Scenes. `colour_camera`: that of the colour camera, which is taken
+    to be in the same place; without it, the same calibration. `hold_out`: frame numbers.
     """
 
     has_poses = True
 
-    def __init__(self, path: Path | str, camera: Path | str | None = None, hold_out: list[int] | None = None) -> None:
+    def __init__(
+        self,
+        path: Path | str,
+        camera: Path | str | None = None,
+        hold_out: list[int] | None = None,
+        colour_camera: Path | str | None = None,
+    ) -> None:
         self.path = Path(path)
         self.camera_file = None if camera is None else Path(camera)
+        self.colour_camera_file = None if colour_camera is None else Path(colour_camera)
         self.hold_out = sorted(hold_out or [])
         self.frames = find_frames(self.path)
         self.camera = self._read_camera()
+        self.colour_camera = self._read_colour_camera()
         self._scan_frames = [frame for frame in self.frames if frame.depth_path and self._kept(frame, SCAN_MARGIN)]
         self.images = [
-            PosedImage(frame.index, _stamp(frame), frame.colour_path, self.camera, frame.map_from_camera)
+            PosedImage(frame.index, _stamp(frame), frame.colour_path, self.colour_camera, frame.map_from_camera)
             for frame in self.frames
             if frame.colour_path and self._kept(frame, IMAGE_MARGIN)
         ]
@@ -91,13 +100,16 @@ class RgbdSource:
         0..1; every fourth pixel each way, up to 5 m, without those at the edges of depth jumps."""
         depth = self._read_depth(frame)
         points = self._back_projected(depth, STRIDE)
-        grey = np.full(points.shape[:2], UNKNOWN_INTENSITY)
+        points = points[points[..., 2] > 0]
+        grey = np.full(len(points), UNKNOWN_INTENSITY)
         if frame.colour_path:
+            camera = self.colour_camera
             image = cv2.cvtColor(read_image(frame.colour_path), cv2.COLOR_RGB2GRAY)
-            size = (self.camera.width, self.camera.height)
-            grey = cv2.resize(image, size, interpolation=cv2.INTER_AREA)[::STRIDE, ::STRIDE] / 255
-        found = points[..., 2] > 0
-        return np.concatenate([points[found], grey[found][:, None]], axis=1).astype(np.float32)
+            image = cv2.resize(image, (camera.width, camera.height), interpolation=cv2.INTER_AREA)
+            column, row = np.round(np.nan_to_num(camera.project(points), nan=-1)).astype(np.int64).T
+            inside = (column >= 0) & (column < camera.width) & (row >= 0) & (row < camera.height)
+            grey[inside] = image[row[inside], column[inside]] / 255
+        return np.concatenate([points, grey[:, None]], axis=1).astype(np.float32)
 
     def describe(self) -> dict[str, Any]:
         """What the map remembers of its source, enough to open it again, and which way is `up` in its frame."""
@@ -107,6 +119,7 @@ class RgbdSource:
             "kind": "rgbd",
             "path": str(self.path.resolve()),
             "camera": None if self.camera_file is None else str(self.camera_file.resolve()),
+            "colour_camera": None if self.colour_camera_file is None else str(self.colour_camera_file.resolve()),
             "hold_out": self.hold_out,
             "up": self._up.tolist(),
         }
@@ -125,6 +138,13 @@ class RgbdSource:
             if (directory / "camera-intrinsics.txt").is_file():
                 return read_camera_file(directory / "camera-intrinsics.txt", width, height)
         return SEVEN_SCENES_CAMERA.resize(width, height)
+
+    def _read_colour_camera(self) -> Camera:
+        image = next((frame.colour_path for frame in self.frames if frame.colour_path), None)
+        if self.colour_camera_file is None or image is None:
+            return self.camera
+        height, width = read_image(image).shape[:2]
+        return read_camera_file(self.colour_camera_file, width, height).resize(width, height)
 
     def _read_depth(self, frame: RgbdFrame) -> np.ndarray:
         assert frame.depth_path is not None

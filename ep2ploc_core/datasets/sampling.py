@@ -24,6 +24,9 @@ from ep2ploc_core.visibility import VisibilitySettings, remove_invisible, surfac
 # How far beside its image a novel view may lie, along the camera's axes (m): right, down, forward.
 NOVEL_LEAST, NOVEL_MOST = np.array([-0.8, -0.2, -1.5]), np.array([0.8, 0.2, 4.0])
 
+# Pixels: images of 4:3 or taller would else take more than twice the time of those of a drive, at pixels half as large.
+GREATEST_HEIGHT = 288
+
 # Half widths of the start error along and about the camera's axes: right, down, forward (m); pitch, yaw, roll.
 START_RANGE = np.array([2.0, 0.5, 2.0, math.radians(3), math.radians(10), math.radians(3)])
 
@@ -112,7 +115,9 @@ class Batch:
 
 
 def network_size(camera: Camera, width: int) -> tuple[int, int]:
-    """Width and height in pixels at which the network sees this camera's images: multiples of 32."""
+    """Width and height in pixels at which the network sees this camera's images: multiples of 32, at most `width` wide
+    and GREATEST_HEIGHT high. Of 640x480 it sees 384x288."""
+    width = min(width, max(32, round(GREATEST_HEIGHT * camera.width / camera.height / 32) * 32))
     return width, max(32, round(camera.height * width / camera.width / 32) * 32)
 
 

@@ -211,7 +211,7 @@ def fingerprint(description: dict[str, Any], out: Path) -> str:
     may lie among them."""
     digest = hashlib.sha256()
     made = {out, out.with_name(out.name + ".building"), out.with_name(out.name + ".poses.txt")}
-    for key in ("path", "poses", "camera"):
+    for key in ("path", "poses", "camera", "colour_camera"):
         named = description.get(key)
         top = Path(named) if named else None
         if top is None:

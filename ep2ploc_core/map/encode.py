@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 from ep2ploc_core.map.point_map import MapPoints, PointMap
+from ep2ploc_core.map.unit import NetworkFrame
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.model.voxels import voxelize
 
-# Blocks are encoded one after the other, each with a border wider than a point's descriptor looks (under 8 m), so the
-# descriptors are those of the map encoded in one piece: voxels are counted from a corner that is a whole number of
-# voxels of the coarsest level away.
-BLOCK_METRES = 96.0
-BORDER_METRES = 16.0
+# In units of `map.unit`. Blocks are encoded one after the other, each with a border wider than a point's descriptor
+# looks (under 8), so the descriptors are those of the map encoded in one piece: voxels are counted from a corner that
+# is a whole number of voxels of the coarsest level away.
+BLOCK = 96.0
+BORDER = 16.0
 
 
 def encode_map(
@@ -26,19 +27,20 @@ def encode_map(
 
     Block by block, so that the map need not fit into memory; what was stopped goes on where it was.
     """
-    size = point_map.info.tile_size
+    frame = NetworkFrame.of_map(point_map.info.voxel_size, point_map.info.up)
+    size, block, reach = point_map.info.tile_size, BLOCK * frame.unit, BORDER * frame.unit
     blocks: dict[tuple[int, int], list[str]] = {}
     for name in point_map.info.tiles:
-        x, y = (int(np.floor(int(part) * size / BLOCK_METRES)) for part in name.split("_"))
+        x, y = (int(np.floor(int(part) * size / block)) for part in name.split("_"))
         blocks.setdefault((x, y), []).append(name)
     for done, names in enumerate(blocks.values()):
         if not all(point_map.has_tile_descriptors(name, network.fingerprint) for name in names):
             corners = np.array([name.split("_") for name in names], np.float64) * size
-            low, high = corners.min(0) - BORDER_METRES, corners.max(0) + size + BORDER_METRES
+            low, high = corners.min(0) - reach, corners.max(0) + size + reach
             own = [point_map.tile(name) for name in names]
             border = [point_map.tile(name) for name in point_map.tiles_within(low, high) if name not in names]
             border = [tile.select(((tile.xyz[:, :2] > low) & (tile.xyz[:, :2] < high)).all(1)) for tile in border]
-            descriptors = _encode_block(MapPoints.concatenate([*own, *border]), network)
+            descriptors = _encode_block(frame.points(MapPoints.concatenate([*own, *border])), network)
             ends = np.cumsum([len(tile) for tile in own])
             for name, part in zip(names, np.split(descriptors, ends)[:-1], strict=True):
                 point_map.store_tile_descriptors(name, part, network.fingerprint)
@@ -47,14 +49,14 @@ def encode_map(
 
 
 def encode_points(points: MapPoints, network: EP2PLoc, codes: Tensor, code_voxel: np.ndarray) -> np.ndarray:
-    """Descriptors `(N, D)` int8 (unit vectors times 127) of points in memory.
+    """Descriptors `(N, D)` int8 (unit vectors times 127) of points in memory, given in the network's frame.
 
     codes `(V, D)` and code_voxel `(N,)`, the row of each point, are what adaptation learned of the site.
     """
     out = np.zeros((len(points), network.config.descriptor_width), np.int8)
-    block = np.floor(points.xyz[:, :2] / BLOCK_METRES).astype(np.int64)
+    block = np.floor(points.xyz[:, :2] / BLOCK).astype(np.int64)
     for corner in np.unique(block, axis=0):
-        low, high = corner * BLOCK_METRES - BORDER_METRES, (corner + 1) * BLOCK_METRES + BORDER_METRES
+        low, high = corner * BLOCK - BORDER, (corner + 1) * BLOCK + BORDER
         near = np.flatnonzero(((points.xyz[:, :2] > low) & (points.xyz[:, :2] < high)).all(1))
         own = (block[near] == corner).all(1)
         out[near[own]] = _encode_block(points.select(near), network, codes, code_voxel[near])[own]
@@ -66,7 +68,7 @@ def _encode_block(
     points: MapPoints, network: EP2PLoc, codes: Tensor | None = None, code_voxel: np.ndarray | None = None
 ) -> np.ndarray:
     device = next(network.parameters()).device
-    corner = np.floor(points.xyz.min(0) / BLOCK_METRES) * BLOCK_METRES
+    corner = np.floor(points.xyz.min(0) / BLOCK) * BLOCK
     corner[2] = 0
     xyz = torch.from_numpy(points.xyz - corner.astype(np.float32)).to(device)
     batch = torch.zeros(len(points), dtype=torch.long, device=device)

@@ -91,10 +91,12 @@ def open_source(
     hold_out: list[int] | None = None,
     points_topic: str = "",
     pose_topic: str = "",
+    colour_camera: Path | str | None = None,
 ) -> ScanSource:
     """The recording at `path`, whichever kind it is of.
 
-    poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera: a calibration file, for RGB-D.
+    poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera, colour_camera: calibration
+    files of RGB-D cameras.
     hold_out: frame numbers that stay out with their neighbours, for the kinds with images. points_topic, pose_topic:
     which to take of a bag. Raises InputError when the
     path is of no kind, what lies there is broken, or an option does not go with its kind.
@@ -106,6 +108,7 @@ def open_source(
     misfits = {
         "--poses": poses is not None and kind == "rgbd",
         "--camera": camera is not None and kind != "rgbd",
+        "--colour-camera": colour_camera is not None and kind != "rgbd",
         "--points-topic": bool(points_topic) and kind != "ros2_bag",
         "--pose-topic": bool(pose_topic) and kind != "ros2_bag",
         "--hold-out": bool(hold_out) and kind in ("cloud_file", "ros2_bag"),
@@ -113,8 +116,10 @@ def open_source(
     for option, misfit in misfits.items():
         if misfit:
             raise InputError(f"{path} is {_KIND_NAMES[kind]}, which takes no {option}; leave it out.")
-    topics = {"points_topic": points_topic, "pose_topic": pose_topic}
-    return reopen_source({"kind": kind, "path": path, "poses": poses, "camera": camera, "hold_out": hold_out, **topics})
+    return reopen_source({
+        "kind": kind, "path": path, "poses": poses, "camera": camera, "colour_camera": colour_camera,
+        "hold_out": hold_out, "points_topic": points_topic, "pose_topic": pose_topic,
+    })  # fmt: skip
 
 
 def reopen_source(description: dict[str, Any]) -> ScanSource:
@@ -128,7 +133,7 @@ def reopen_source(description: dict[str, Any]) -> ScanSource:
     if kind == "cloud_file":
         return CloudFileSource(path, poses)
     if kind == "rgbd":
-        return RgbdSource(path, description.get("camera"), hold_out)
+        return RgbdSource(path, description.get("camera"), hold_out, description.get("colour_camera"))
     if kind == "ros2_bag":
         from ep2ploc_core.datasets.bag_reader import BagSource  # only bags need the bag library
 

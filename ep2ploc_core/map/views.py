@@ -17,14 +17,16 @@ from torch import Tensor
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.sampling import spread_over_image
 from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.map.unit import MapInUnits, points_in_units, scaled_pose, unit_of
 from ep2ploc_core.visibility import remove_invisible
 
-SPACING = 2.0  # metres between views
+# Lengths in units of `map.unit`: metres where the map's voxels are of 0.2 m.
+SPACING = 2.0  # between views
 DIRECTIONS = 18  # around each place, 20 degrees apart
-EYE_HEIGHT = 1.6  # metres above the ground, where no path is known
-RADIUS = 60.0  # metres
-_GAP = 40.0  # metres between two scans beyond which the way between them is not known
-_GROUND = 0.3  # metres above the ground that still are ground
+EYE_HEIGHT = 1.6  # above the ground, where no path is known
+RADIUS = 60.0
+_GAP = 40.0  # between two scans beyond which the way between them is not known
+_GROUND = 0.3  # above the ground that still is ground
 # What a view takes in; cameras differ, so it is a middling one.
 _CAMERA = Camera.from_matrix(512, 256, np.array([[320.0, 0, 255.5], [0, 320.0, 127.5], [0, 0, 1]]))
 _POINTS = 256
@@ -40,29 +42,32 @@ class ViewedPoints:
 
 
 def choose_views(point_map: PointMap) -> np.ndarray:
-    """Poses map_from_camera `(V, 4, 4)` of views all over a map: every SPACING metres along the path of its sensor, all
-    around, level. Where the path is not known, every SPACING metres on the ground, at EYE_HEIGHT. Where the sensor was
-    a camera (depth images), the views are its own."""
-    path = point_map.sensor_path()
+    """Poses map_from_camera `(V, 4, 4)` in metres of views all over a map: every SPACING along the path of its sensor,
+    all around, level. Where the path is not known, every SPACING on the ground, at EYE_HEIGHT. Where the sensor was a
+    camera (depth images), the views are its own."""
+    unit = unit_of(point_map.voxel_size)
+    path = scaled_pose(point_map.sensor_path(), 1 / unit)
     if point_map.info.source.get("kind") == "rgbd" and len(path):
-        return _apart(path)
+        return scaled_pose(_apart(path), unit)
     places = _along(path[:, :3, 3]) if len(path) else _eyes_over_ground(point_map)
-    return _all_around(places[_thinned(places)], np.asarray(point_map.info.up))
+    return scaled_pose(_all_around(places[_thinned(places)], np.asarray(point_map.info.up)), unit)
 
 
 def look(point_map: PointMap, map_from_camera: np.ndarray, device: torch.device) -> Iterator[ViewedPoints]:
-    """What is seen from views `(V, 4, 4)`, those of one place after the other together."""
+    """What is seen from views `(V, 4, 4)` in metres, those of one place after the other together."""
     intrinsics, size = _CAMERA.intrinsics_tensor().to(device), (_CAMERA.width, _CAMERA.height)
-    for group in _by_place(map_from_camera):
-        place = map_from_camera[group[0], :3, 3]
-        points = point_map.query(place, RADIUS)
+    units = MapInUnits(point_map)
+    views = scaled_pose(map_from_camera, 1 / units.unit)
+    for group in _by_place(views):
+        place = views[group[0], :3, 3]
+        points = units.query(place, RADIUS)
         assert points.descriptors is not None
         centre = np.round(place)
-        xyz = torch.from_numpy((points.xyz + (point_map.origin - centre)).astype(np.float32)).to(device)
-        poses = map_from_camera[group].copy()
+        xyz = torch.from_numpy((points.xyz + (units.origin - centre)).astype(np.float32)).to(device)
+        poses = views[group].copy()
         poses[:, :3, 3] -= centre
         camera_from_map = torch.from_numpy(np.linalg.inv(poses)).float().to(device)
-        visible = remove_invisible(xyz, camera_from_map, intrinsics, size, point_map.voxel_size)
+        visible = remove_invisible(xyz, camera_from_map, intrinsics, size, units.voxel_size)
         descriptors = torch.from_numpy(points.descriptors).to(device)
         seen = descriptors.new_zeros(len(group), _POINTS, descriptors.shape[1])
         valid = torch.zeros(len(group), _POINTS, dtype=torch.bool, device=device)
@@ -128,15 +133,15 @@ def _apart(poses: np.ndarray) -> np.ndarray:
 
 
 def _eyes_over_ground(point_map: PointMap) -> np.ndarray:
-    """Places `(P, 3)` at EYE_HEIGHT above one ground point of each cell of SPACING metres."""
-    up = np.asarray(point_map.info.up)
+    """Places `(P, 3)` in units at EYE_HEIGHT above one ground point of each cell of SPACING."""
+    up, unit = np.asarray(point_map.info.up), unit_of(point_map.voxel_size)
     places = []
     for name in point_map.info.tiles:
-        points = point_map.unpack(name)
+        points = points_in_units(point_map.unpack(name), unit)
         flat = (np.abs(points.attributes[:, 5]) < _GROUND) & (points.attributes[:, 1:4] @ up > 0.8)
         ground = points.xyz[flat]
         _, first = np.unique(np.floor(ground[:, :2] / SPACING), axis=0, return_index=True)
-        places.append(ground[first] + EYE_HEIGHT * up + point_map.origin)
+        places.append(ground[first] + EYE_HEIGHT * up + point_map.origin / unit)
     return np.concatenate(places) if places else np.zeros((0, 3))
 
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ep2ploc_core.datasets.sampling import START_RANGE, Sampler
 from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.map.unit import NetworkFrame
 from ep2ploc_core.map.views import choose_views, look
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
@@ -49,7 +50,8 @@ def learn_places(
     seen = list(look(point_map, views, device))
     descriptors, valid = torch.cat([part.descriptors for part in seen]), torch.cat([part.valid for part in seen])
     patches, poses = _photograph(network, sampler, schedule, device)
-    poses[:, :3, 3] += point_map.origin
+    views[:, :3, 3] -= point_map.origin
+    views = NetworkFrame.of_map(point_map.voxel_size, point_map.info.up).poses(views)
     shares = _nearness(poses, views)
     wanted = torch.from_numpy(shares).float().to(device)
 
@@ -86,7 +88,8 @@ def learn_places(
 def _photograph(
     network: EP2PLoc, sampler: Sampler, schedule: PlaceSchedule, device: torch.device
 ) -> tuple[Tensor, np.ndarray]:
-    """Patch descriptors `(P, D, R, C)` half precision of pictures at random, and their poses map_from_camera."""
+    """Patch descriptors `(P, D, R, C)` half precision of pictures at random, and the poses `(P, 4, 4)` of their cameras
+    in the network's frame."""
     patches, poses = [], []
     for number in range(schedule.pictures):
         shot = sampler.shoot(number)
@@ -100,7 +103,7 @@ def _photograph(
 
 def _nearness(poses: np.ndarray, views: np.ndarray) -> np.ndarray:
     """Which views `(V, 4, 4)` a picture should look like, `(P, V)`, rows summing to one: those from which it could be
-    localized, the nearer the better."""
+    localized, the nearer the better. All in the network's frame."""
     away = np.linalg.norm(poses[:, None, :3, 3] - views[None, :, :3, 3], axis=2) / START_RANGE[0]
     cosine = (np.einsum("pij,vij->pv", poses[:, :3, :3], views[:, :3, :3]) - 1) / 2
     turned = np.arccos(cosine.clip(-1, 1)) / START_RANGE[4]

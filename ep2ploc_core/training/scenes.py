@@ -11,22 +11,37 @@ from ep2ploc_core.datasets.kitti import read_image, read_object_calibration, rea
 from ep2ploc_core.datasets.sampling import Scene
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.build import accumulate
-from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
-from ep2ploc_core.map.sources import KittiSource, mapping_images
+from ep2ploc_core.map.sources import KittiSource, mapping_images, reopen_source
+from ep2ploc_core.map.unit import UNIT_VOXEL, NetworkFrame
 
 
-def drive_scene(source: ScanSource, points: MapPoints | None = None, voxel_size: float = 0.2) -> Scene:
-    """The images of a recording in its own map (`points` of this voxel size, or built here from its scans)."""
+def drive_scene(source: ScanSource, voxel_size: float = 0.2) -> Scene:
+    """The images of a recording in its own map, built here from its scans."""
+    return _scene(source, accumulate(source.scans(), voxel_size), voxel_size)
+
+
+def map_scene(point_map: PointMap) -> Scene:
+    """The images that a map was made with, in that map, in the network's frame."""
+    info = point_map.info
+    frame = NetworkFrame.of_map(info.voxel_size, info.up)
+    scene = _scene(reopen_source(info.source), frame.points(point_map.all_points()), UNIT_VOXEL)
+    scene.map_from_camera[:, :3, 3] -= point_map.origin
+    scene.map_from_camera = frame.poses(scene.map_from_camera)
+    return scene
+
+
+def _scene(source: ScanSource, points: MapPoints, spacing: float) -> Scene:
     images = mapping_images(source)
     return Scene(
-        points=accumulate(source.scans(), voxel_size) if points is None else points,
+        points=points,
         images=[read_image(image.path) for image in images],
         cameras=[image.camera for image in images],
         map_from_camera=np.stack([image.map_from_camera for image in images]),
         frames=np.array([image.frame for image in images]),
         name=Path(source.describe()["path"]).name,
-        spacing=voxel_size,
+        spacing=spacing,
     )
 
 

@@ -21,12 +21,11 @@ from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
-from ep2ploc_core.map.sources import reopen_source
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.places import learn_places
-from ep2ploc_core.training.scenes import drive_scene
+from ep2ploc_core.training.scenes import map_scene
 from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
 
 PLACE_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -49,13 +48,12 @@ def adapt_to_site(
     descriptors. Resumes from MAP.adaptation when it was broken off there. Without codes nothing is learned of the site
     but the network's weights."""
     point_map = PointMap.open(map_path)
-    points = point_map.all_points()
+    scene = map_scene(point_map)
+    points = scene.points
     network = load_network(checkpoint)
     voxels = voxelize(
         torch.from_numpy(points.xyz), torch.zeros(len(points), dtype=torch.long), network.config.point_voxel
     )
-    scene = drive_scene(reopen_source(point_map.info.source), points, point_map.info.voxel_size)
-    scene.map_from_camera[:, :3, 3] -= point_map.origin
     scene.code_voxel = voxels.parent.numpy()
     sampler = Sampler([scene], network.config.image_width, SITE_SAMPLING, schedule.seed + 1)
     codes = SiteCodes(len(voxels), network.config.descriptor_width)

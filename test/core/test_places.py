@@ -28,7 +28,7 @@ def ground(path: Path, length: float = 30.0, up: tuple[float, float, float] = (0
     attributes = np.zeros((len(xyz), 6), np.float32)
     attributes[:, 3] = 1
     points = MapPoints(xyz, attributes, np.zeros((len(xyz), 2), np.uint16))
-    point_map = write_map(path, points, MapInfo(voxel_size=0.5, origin=[1e6, 2e6, 50.0], up=list(up)))
+    point_map = write_map(path, points, MapInfo(voxel_size=0.2, origin=[1e6, 2e6, 50.0], up=list(up)))
     descriptors = np.random.default_rng(0).integers(-90, 90, (len(xyz), 64)).astype(np.int8)
     point_map.store_descriptors(descriptors, "12345678")
     return point_map
@@ -73,7 +73,7 @@ def test_a_view_shows_what_is_visible_from_it(tmp_path: Path) -> None:
     local = torch.from_numpy(points.xyz + (point_map.origin - [1e6, 2e6, 50.0])).float()
     camera_from_map[:3, 3] += camera_from_map[:3, :3] @ [1e6, 2e6, 50.0]
     visible = remove_invisible(
-        local, torch.from_numpy(camera_from_map).float(), torch.tensor([320.0, 320, 255.5, 127.5]), (512, 256), 0.5
+        local, torch.from_numpy(camera_from_map).float(), torch.tensor([320.0, 320, 255.5, 127.5]), (512, 256), 0.2
     )
     known = {row.tobytes() for row in points.descriptors[visible.index.numpy()]}
     shown = seen.descriptors[1][seen.valid[1]].numpy()

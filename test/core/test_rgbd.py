@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 import open3d as o3d
 import pytest
+import torch
 from scipy.spatial.transform import Rotation
+from typer.testing import CliRunner
 
+from ep2ploc_core.cli import app, queries_from_rgbd
 from ep2ploc_core.datasets.gravity import up_direction
+from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.rgbd import RgbdSource, find_frames, read_camera_pose, read_depth
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.map.build import BuildSettings, build_map
+from ep2ploc_core.map.encode import encode_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import open_source, reopen_source
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.training.scenes import map_scene
+from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
 
 K = np.array([[130.0, 0, 80], [0, 130.0, 60], [0, 0, 1]])
 WIDTH, HEIGHT = 160, 120
@@ -156,6 +167,31 @@ def test_a_camera_file_goes_before_the_intrinsics_of_the_layout(recording: Path,
     assert RgbdSource(recording, tmp_path / "camera.yaml").describe()["camera"] == str(tmp_path / "camera.yaml")
 
 
+def test_colour_may_have_another_camera(tmp_path: Path) -> None:
+    """Colour images of another size and focal length, painted with where their rays meet the room."""
+    write_recording(tmp_path / "room", frames=2)
+    wide = np.array([[90.0, 0, 99.5], [0, 90.0, 69.5], [0, 0, 1]])
+    np.savetxt(tmp_path / "colour.txt", wide)
+    for number in range(2):
+        column = np.tile(np.arange(200, dtype=np.uint8), (140, 1))
+        cv2.imwrite(str(tmp_path / f"room/frame-{number:06d}.color.png"), np.stack([column] * 3, -1))
+    source = open_source(tmp_path / "room", colour_camera=tmp_path / "colour.txt")
+    assert isinstance(source, RgbdSource)
+    (first, _) = source.scans()
+    x, _, z, grey = first.points.T
+    assert np.abs(255 * grey - (90 * x / z + 99.5)).max() < 0.51  # the column that sees the point
+    for again in (source, reopen_source(source.describe())):
+        assert isinstance(again, RgbdSource)
+        np.testing.assert_allclose(again.images[0].camera.matrix, wide)
+        assert (again.images[0].camera.width, again.images[0].camera.height) == (200, 140)
+        np.testing.assert_allclose(again.camera.matrix, K)
+    queries_from_rgbd(tmp_path / "room", tmp_path / "queries", "1", tmp_path / "colour.txt")
+    np.testing.assert_allclose(Queries(tmp_path / "queries").camera.matrix, wide)
+    with pytest.raises(InputError, match="colour-camera"):
+        (tmp_path / "cloud.ply").write_bytes(b"")
+        open_source(tmp_path / "cloud.ply", colour_camera=tmp_path / "colour.txt")
+
+
 def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
     write_recording(tmp_path / "room", frames=2)
     file = tmp_path / "room" / "frame-000001.depth.png"
@@ -180,6 +216,66 @@ def test_bad_files_get_a_sentence(tmp_path: Path) -> None:
     (tmp_path / "camera-intrinsics.txt").write_text("585 0 320")
     with pytest.raises(InputError, match="camera-intrinsics"):
         RgbdSource(tmp_path / "room")
+
+
+def test_queries_are_frames_of_the_recording(recording: Path, tmp_path: Path) -> None:
+    """Of the frames asked for, those that are there; their poses and camera are the recording's."""
+    result = CliRunner().invoke(
+        app, ["queries", "from-rgbd", str(recording), "--out", str(tmp_path / "queries"), "--frames", "2,7:40:1"]
+    )
+    assert result.exit_code == 0, result.output
+    queries = Queries(tmp_path / "queries")
+    assert queries.frames is not None and queries.frames.tolist() == [2, 7, 8, 9]
+    assert queries.map_from_camera is not None
+    for number, pose in zip(queries.frames, queries.map_from_camera, strict=True):
+        np.testing.assert_allclose(pose, MAP_FROM_ROOM @ room_from_camera(number), atol=1e-6)
+    np.testing.assert_allclose(queries.camera.matrix, K)
+    assert queries.image(1).shape == (HEIGHT, WIDTH, 3)
+    with pytest.raises(InputError, match="among the frames 20:30"):
+        queries_from_rgbd(recording, tmp_path / "none", "20:30", None)
+
+
+@pytest.mark.parametrize("told_by", ["frames", "queries"])
+def test_held_out_frames_are_neither_in_the_map_nor_learned_from(recording: Path, tmp_path: Path, told_by: str) -> None:
+    hold_out = "8:20"
+    if told_by == "queries":
+        queries_from_rgbd(recording, tmp_path / "queries", hold_out, None)
+        hold_out = str(tmp_path / "queries")
+    arguments = [str(recording), "--out", str(tmp_path / "map"), "--voxel", "0.05", "--checkpoint", ""]
+    result = CliRunner().invoke(app, ["map", "build", *arguments, "--hold-out", hold_out])
+    assert result.exit_code == 0, result.output
+    point_map = PointMap.open(tmp_path / "map")
+    assert point_map.all_points().seen.max() == 4  # three before the first one that is held out stay out too
+    assert map_scene(point_map).frames.tolist() == [0, 1, 2, 3, 4, 5]
+
+
+def test_a_room_to_learn_from_is_level_and_four_times_the_size(recording: Path, tmp_path: Path) -> None:
+    """The cameras of a tilted recording see its points in the same directions, at four times the depth."""
+    point_map = build_map(RgbdSource(recording), tmp_path / "map", BuildSettings(voxel_size=0.05))
+    scene = map_scene(point_map)
+    plain = point_map.all_points()
+    frames = {frame.index: frame for frame in RgbdSource(recording).frames}
+    assert scene.frames is not None and scene.spacing == 0.2
+    for pose, number in zip(scene.map_from_camera, scene.frames, strict=True):
+        camera_from_map = np.linalg.inv(frames[number].map_from_camera)
+        metres = (plain.xyz + point_map.origin) @ camera_from_map[:3, :3].T + camera_from_map[:3, 3]
+        normals = plain.attributes[:, 1:4] @ camera_from_map[:3, :3].T
+        np.testing.assert_allclose((scene.points.xyz - pose[:3, 3]) @ pose[:3, :3], 4 * metres, atol=2e-4)
+        np.testing.assert_allclose(scene.points.attributes[:, 1:4] @ pose[:3, :3], normals, atol=1e-5)
+    height, z = scene.points.attributes[:, 5], scene.points.xyz[:, 2]
+    low = plain.attributes[:, 5] < 1
+    assert np.ptp(height[low] - z[low]) < 0.3  # the ground is one plane, 0.3 being 7.5 cm
+
+
+def test_a_room_is_learned_in_the_frame_in_which_maps_are_encoded(recording: Path, tmp_path: Path) -> None:
+    """After a single small step the descriptors are nearly those that the learned network gives the map anew."""
+    point_map = build_map(RgbdSource(recording), tmp_path / "map", BuildSettings(voxel_size=0.05))
+    adapt_to_site(torch.device("cpu"), tmp_path / "map", "edge", replace(SITE_SCHEDULE, steps=1))
+    learned = PointMap.open(tmp_path / "map").all_points().descriptors
+    encode_map(point_map, load_network(tmp_path / "map" / SITE_CHECKPOINT))
+    anew = point_map.all_points().descriptors
+    assert learned is not None and anew is not None
+    assert np.abs(learned.astype(int) - anew).mean() < 1
 
 
 @pytest.mark.skipif("EP2PLOC_DATA" not in os.environ, reason="EP2PLOC_DATA does not name a directory of real data")

@@ -9,8 +9,8 @@ import torch
 from safetensors import safe_open
 
 from ep2ploc_core import se3
-from ep2ploc_core.camera import project_pinhole
-from ep2ploc_core.datasets.sampling import Batch, Sampler, SamplingSettings, Scene
+from ep2ploc_core.camera import Camera, project_pinhole
+from ep2ploc_core.datasets.sampling import Batch, Sampler, SamplingSettings, Scene, network_size
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.map.sources import KittiSource
@@ -277,3 +277,14 @@ def test_a_configuration_without_recordings_trains_on_streets_that_it_makes(tmp_
     with safe_open(str(tmp_path / "out/network.safetensors"), framework="pt") as file:
         assert file.metadata()["steps"] == "2"
     assert load_network(str(tmp_path / "out/network.safetensors")).config.image_width == 256
+
+
+@pytest.mark.parametrize(
+    ("width", "height", "seen"),
+    [(1242, 375, (512, 160)), (1280, 720, (512, 288)), (640, 480, (384, 288)), (480, 640, (224, 288))],
+)
+def test_the_network_sees_images_of_any_shape_at_a_size_it_can_afford(
+    width: int, height: int, seen: tuple[int, int]
+) -> None:
+    camera = Camera(width, height, 500.0, 500.0, width / 2, height / 2)
+    assert network_size(camera, 512) == seen

@@ -26,8 +26,9 @@ SHOWN = {
 }
 
 
-def test_every_parameter_in_the_file_is_one_of_a_node_and_usable() -> None:
-    given = yaml.safe_load((ROOT / "config" / "kitti.yaml").read_text())["/**"]["ros__parameters"]
+@pytest.mark.parametrize("file", ["kitti.yaml", "rgbd.yaml"])
+def test_every_parameter_in_the_file_is_one_of_a_node_and_usable(file: str) -> None:
+    given = yaml.safe_load((ROOT / "config" / file).read_text())["/**"]["ros__parameters"]
     fields = {f.name: f for kind in (MapServerParameters, LocalizerParameters) for f in dataclasses.fields(kind)}
     for name, value in given.items():
         checked(fields[name], value)
