@@ -65,7 +65,7 @@ class Tracker:
         self._pose: np.ndarray | None = None
         self._forget_velocity()
         self._pose_stamp: int | None = None  # None: the pose was given, not found in an image
-        self._unconfirmed = False  # the pose was searched for, and nothing has agreed with it yet
+        self._searched = False  # the pose was searched for, and nothing has agreed with it yet
         self._newest_stamp: int | None = None
 
     @property
@@ -84,7 +84,7 @@ class Tracker:
         self.refusals = 0
         self._pose = self._initial
         self._pose_stamp = None
-        self._unconfirmed = False
+        self._searched = False
         self._forget_velocity()
         self._newest_stamp = None
         return self._initial is not None
@@ -108,25 +108,26 @@ class Tracker:
         return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
 
     def wants_search(self) -> bool:
-        """Whether the next image had better be searched for in the whole map: nothing is known of the pose, or it is
-        lost, and then for every third image, since what is near the last pose is found sooner."""
-        if self._pose is None:
+        """Whether the next image had better be searched for in the whole map: nothing is known of the pose; or it was
+        searched for, and while that took its time the camera has gone on; or it is lost, and then for every third
+        image, since what is near the last pose is found sooner."""
+        if self._pose is None or (self._searched and self.refusals == 0):
             return True
-        lost = self.state == State.LOST or self._unconfirmed
+        lost = self.state == State.LOST or self._searched
         return lost and self.refusals > 0 and self.refusals % 3 == 0
 
     def accept(self, stamp: int, map_from_camera: np.ndarray, searched: bool = False) -> bool:
         """Takes over an accepted pose `(4, 4)`, `searched` for in the whole map or found near the predicted one. True
         when it may be published: not for the first one after LOST, and not for one that was searched for, until
         another agrees with it."""
-        believed = self.state != State.LOST and not self._unconfirmed and not searched
+        believed = self.state != State.LOST and not self._searched and not searched
         if self._pose is not None and self._pose_stamp is not None:
             seconds = max(0.0, (stamp - self._pose_stamp) / 1e9)
             self._learn_velocity(seconds, self._pose, map_from_camera)
             # While lost the velocity and the old pose are stale: agreement is with the accepted pose just before.
             believed = believed or (self.refusals == 0 and self._agrees(seconds, self._pose, map_from_camera))
         self.refusals = 0
-        self._unconfirmed = not believed
+        self._searched = not believed and (searched or self._searched)
         self._pose, self._pose_stamp = map_from_camera, stamp
         if believed:
             self.state = State.TRACKING

@@ -182,10 +182,10 @@ def test_a_searched_pose_counts_once_a_second_one_agrees() -> None:
     tracker = Tracker()
     assert tracker.wants_search()
     assert not tracker.accept(SECOND, at(10), searched=True)
-    assert tracker.state == State.INITIALIZING and not tracker.wants_search()
+    assert tracker.state == State.INITIALIZING and tracker.wants_search()
     assert np.allclose(tracker.predict(SECOND + SECOND // 10), at(10))
-    assert tracker.accept(SECOND + SECOND // 10, at(10.5))
-    assert tracker.state == State.TRACKING
+    assert tracker.accept(SECOND + SECOND // 10, at(10.5), searched=True)
+    assert tracker.state == State.TRACKING and not tracker.wants_search()
 
 
 def test_a_searched_pose_that_the_next_one_contradicts_is_not_believed() -> None:
