@@ -32,8 +32,8 @@ EPRO_SETTLED = 0.25  # share of a view's matches that must lie within a patch of
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Factors of the losses, and how many hypotheses the pose loss sets against the truth. `epro`: 0.1 is a good value
-    where it is wanted; in adaptation it was not seen to help for its time."""
+    """Factors of the losses, and how many hypotheses the pose loss sets against the truth. `epro` is off: in a
+    short adaptation to a site it was not seen to help, and it takes its time."""
 
     patch: float = 0.3
     pixel: float = 0.1
