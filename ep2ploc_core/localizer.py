@@ -25,23 +25,38 @@ from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 
 @dataclass(frozen=True)
+class Pass:
+    """One round of matching: how wrong its start may be, as a share of START_RANGE; how many map points are matched;
+    how the pose is searched for."""
+
+    scale: float
+    points: int
+    search: SearchSettings
+
+
+FIRST_PASS = Pass(1.0, 512, SearchSettings(stride=2))
+SECOND_PASS = Pass(
+    0.3, 1024,
+    SearchSettings(first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
 class LocalizerSettings:
     """How an image is localized. Lengths in units (`map.unit`: metres where the map's voxels are of 0.2 m), thresholds
     in pixels of the network's image.
 
-    pass_scales: how wrong the start of each pass may be, as a share of START_RANGE; each pass starts where the
-    one before ended. The `least_` and `greatest_` values are the evidence without which a pose is refused. The score is
-    the mean log likelihood ratio, over the points inside the image, of their places against what the prior alone
-    expects, of likelihoods raised to `score_power`: near or below 0 the image does not speak for the pose. Without a
-    prior the `places` views most like the image are tried, and the best must have `least_margin` more score than what
-    any other place reaches.
+    Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
+    which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
+    places against what the prior alone expects, of likelihoods raised to `score_power`: near or below 0 the image does
+    not speak for the pose. Without a prior the `places` views most like the image are tried, and the best must have
+    `least_margin` more score than what any other place reaches.
     `covariance_scale` is for what the points' scores do not know of each other. It and `least_score` were settled on
     drive 0009: nine of ten errors within the ellipsoid that should hold them, and no other frame's image believed.
     """
 
     radius: float = 60.0
-    points: int = 1024
-    pass_scales: tuple[float, ...] = (1.0, 0.3)
+    passes: tuple[Pass, ...] = (FIRST_PASS, SECOND_PASS)
     match_threshold: float = 6.0
     least_points: int = 60
     least_matches: int = 40
@@ -50,15 +65,9 @@ class LocalizerSettings:
     places: int = 16
     least_margin: float = 0.02
     least_score: float = 0.03
-    greatest_sigma: float = 0.5
+    greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
-    covariance_scale: float = 2.0
-    wide_search: SearchSettings = field(default_factory=SearchSettings)
-    narrow_search: SearchSettings = field(
-        default_factory=lambda: SearchSettings(
-            first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64
-        )
-    )
+    covariance_scale: float = 1.0
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
@@ -170,8 +179,8 @@ class Localizer:
 
         box = self._box(guess)
         passes: list[Matching] = []
-        for scale in self.settings.pass_scales:
-            matching = self._match(query, points, origin, guess, scale, box)
+        for stage in self.settings.passes:
+            matching = self._match(query, points, origin, guess, stage, box)
             if matching is None:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
@@ -207,7 +216,7 @@ class Localizer:
             points = units.query(prior[:3, 3], settings.radius)
             origin = np.round(prior[:3, 3])
             guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
-            matching = self._match(query, points, origin, guess, 1.0, self._box(guess))
+            matching = self._match(query, points, origin, guess, settings.passes[0], self._box(guess))
             if matching is not None:
                 pose = _moved(matching.map_from_camera.double().cpu().numpy(), origin)
                 found.append((self._score(query, matching), pose))
@@ -239,25 +248,24 @@ class Localizer:
         return Query(features, small, intrinsics, np.array([camera.width / size[0], camera.height / size[1]]))
 
     def _match(
-        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float, box: Box
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, stage: Pass, box: Box
     ) -> Matching | None:
         """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
-        view = self._view(query, points, origin, guess, scale)
+        view = self._view(query, points, origin, guess, stage)
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
-        search = self.settings.wide_search if scale >= 1 else self.settings.narrow_search
         posterior = PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        found = search_pose(posterior, search)
+        found = search_pose(posterior, stage.search)
         return Matching(view, scores, found.map_from_camera, found.covariance)
 
     def _view(
-        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, scale: float
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, stage: Pass
     ) -> PointView | None:
-        """The points that are visible from a guess `(4, 4)` wrong by up to `scale` x START_RANGE."""
+        """The points that are visible from a guess `(4, 4)`, where this pass starts."""
         units = MapInUnits(self.point_map)
         xyz = torch.from_numpy(points.xyz + (units.origin - origin).astype(np.float32)).to(self.device)
         camera_from_map = se3.inverse(guess)
@@ -269,7 +277,7 @@ class Localizer:
             return None
         # Within an image cell the point nearest to the middle of its pixel comes first: any fixed order would do.
         order = (visible.pixels - visible.pixels.round()).abs().sum(1)
-        place = spread_over_image(visible.pixels, order, self.settings.points)
+        place = spread_over_image(visible.pixels, order, stage.points)
         chosen = visible.index[place]
         index = chosen.cpu().numpy()
         descriptors = self._descriptors(points, xyz, visible.index, place)
@@ -279,7 +287,7 @@ class Localizer:
             descriptors=descriptors[None],
             valid=torch.ones(1, len(index), dtype=torch.bool, device=self.device),
             camera_from_map=camera_from_map[None],
-            sigma=torch.from_numpy(start_sigma(scale)).float().to(self.device)[None],
+            sigma=torch.from_numpy(start_sigma(stage.scale)).float().to(self.device)[None],
         )
 
     def _descriptors(self, points: MapPoints, xyz: Tensor, visible: Tensor, place: Tensor) -> Tensor:

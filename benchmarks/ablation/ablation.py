@@ -32,7 +32,7 @@ from ep2ploc_core.datasets.sampling import start_sigma
 from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.evaluation.visibility import papers_visible
-from ep2ploc_core.localizer import Localizer, LocalizerSettings, Matching, Query
+from ep2ploc_core.localizer import FIRST_PASS, Localizer, LocalizerSettings, Matching, Pass, Query
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapPoints, PointMap
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
@@ -71,14 +71,14 @@ class PapersSolver(Localizer):
     """The pose of single matches, by MAGSAC++ and least squares: no search on the score maps."""
 
     def _match(
-        self, query: Query, points: MapPoints, origin: Any, guess: Tensor, scale: float, box: Box
+        self, query: Query, points: MapPoints, origin: Any, guess: Tensor, stage: Pass, box: Box
     ) -> Matching | None:
-        view = self._view(query, points, origin, guess, scale)
+        view = self._view(query, points, origin, guess, stage)
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
         matches = self._decide(query, view, scores)
-        found, covariance = guess, torch.diag(torch.from_numpy(start_sigma(scale)).float() ** 2)
+        found, covariance = guess, torch.diag(torch.from_numpy(start_sigma(stage.scale)).float() ** 2)
         arguments = (matches.points, matches.pixels)
         sampled = solve_ransac(*arguments, query.camera.matrix, self.settings.match_threshold)
         if sampled is not None:
@@ -122,7 +122,7 @@ VARIANTS = (
     Variant("ours, another frame's image", swap=True),
     Variant("the paper's score MLP", "mlp"),
     Variant("the paper's IPR", localizer=PapersVisibility),
-    Variant("one pass", settings=LocalizerSettings(pass_scales=(1.0,))),
+    Variant("one pass", settings=LocalizerSettings(passes=(FIRST_PASS,))),
     Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver),
     Variant("no pose loss", "no_pose_loss"),
     Variant("no pose loss and no search", "no_pose_loss", PapersSolver),

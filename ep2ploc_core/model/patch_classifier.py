@@ -71,11 +71,11 @@ class PatchClassifier(nn.Module):
         query = functional.normalize(self.query(trunk), dim=-1) + descriptors
         flat = functional.normalize(patches, dim=1).flatten(2)
         with torch.autocast(query.device.type, enabled=False):  # differences between patches decide, not the scores
+            scale = 2 * self.log_scale.exp()
             if self.pair_score is None:
-                score = query.float() @ flat.float()
+                score = (query.float() * scale) @ flat.float()
             else:
-                score = self.pair_score(query.float(), flat.float())
-            score = score * self.log_scale.exp() * 2
+                score = self.pair_score(query.float(), flat.float()) * scale
         none = self.none(trunk)
         logits = torch.cat([score + prior.log_patch.flatten(2), none + prior.log_none[..., None]], -1)
         total = logits.logsumexp(-1, keepdim=True)
