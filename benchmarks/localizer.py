@@ -30,7 +30,6 @@ from rich.table import Table
 
 import ep2ploc_core.localizer
 from ep2ploc_core import se3
-from ep2ploc_core.allocation import keep_freed_memory
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
 from ep2ploc_core.datasets.sampling import draw_start
@@ -133,10 +132,7 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="queries with poses in that map")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--give-back", action="store_true", help="let freed memory go back to the system")
     arguments = parser.parse_args()
-    if not arguments.give_back:
-        keep_freed_memory()
     if (arguments.map is None) != (arguments.queries is None):
         parser.error("give --map and --queries, or neither")
 

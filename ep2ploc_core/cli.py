@@ -405,14 +405,12 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
 
 
 def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
-    from ep2ploc_core.allocation import keep_freed_memory
     from ep2ploc_core.localizer import Localizer
     from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
     from ep2ploc_core.model.checkpoint import load_network
     from ep2ploc_core.training.processes import choose_device
 
-    keep_freed_memory()
     point_map = PointMap.open(map_path)
     if checkpoint == "auto":
         adapted = map_path / SITE_CHECKPOINT

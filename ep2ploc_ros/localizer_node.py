@@ -21,7 +21,6 @@ from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
-from ep2ploc_core.allocation import keep_freed_memory
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
@@ -313,7 +312,6 @@ class LocalizerNode(RunnableNode):
 
 def main() -> int:
     """Entry point of the executable."""
-    keep_freed_memory()
     # A second thread hardly makes an image faster; where the other cores have work it waits for them and makes it slow.
     torch.set_num_threads(1)
     return run(LocalizerNode)

@@ -18,7 +18,6 @@ import torch
 import torch.distributed as distributed
 import torch.multiprocessing as multiprocessing
 
-from ep2ploc_core.allocation import keep_freed_memory
 from ep2ploc_core.errors import Ep2plocError, InputError
 
 
@@ -87,7 +86,6 @@ def _end_with(parent: int) -> None:
 
 
 def _call(function: Callable[..., None], device: torch.device, arguments: tuple[Any, ...]) -> None:
-    keep_freed_memory()
     if device.type == "cpu":
         torch.set_num_threads(1)
         cv2.setNumThreads(1)
