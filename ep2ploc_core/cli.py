@@ -354,7 +354,7 @@ def bag_from_kitti(
 def demo(
     drive: Annotated[Path | None, typer.Option(help="A KITTI raw drive; without, a synthetic one is made.")] = None,
     out: Annotated[Path, typer.Option(help="Where everything goes.")] = Path("out/demo"),
-    steps: Annotated[int, typer.Option(help="Steps of the adaptation to the site; 0: 700, synthetic 450.")] = 0,
+    steps: Annotated[int, typer.Option(help="Steps of the adaptation to the site; 0: 700, synthetic 350.")] = 0,
 ) -> None:
     """Everything at once: map, network, adaptation, ROS 2 nodes, comparison with the truth."""
     from ep2ploc_ros.demo import run_demo
