@@ -44,6 +44,9 @@ from ep2ploc_core.training.site import SITE_LOSSES, SITE_SCHEDULE, adapt_to_site
 from ep2ploc_core.visibility import ProjectedPoints, VisibilitySettings, project_inside
 
 
+ROBUST_SCALE = 3.0  # pixels at which least squares begin to discount a match
+
+
 def papers_removal(
     xyz: Tensor,
     camera_from_map: Tensor,
@@ -82,12 +85,12 @@ class PapersSolver(Localizer):
         arguments = (matches.points, matches.pixels)
         sampled = solve_ransac(*arguments, query.camera.matrix, self.settings.match_threshold)
         if sampled is not None:
-            solved = refine(sampled, *arguments, matches.weights, query.camera.matrix, self.settings.robust_scale)
+            solved = refine(sampled, *arguments, matches.weights, query.camera.matrix, ROBUST_SCALE)
             pose = torch.from_numpy(solved.map_from_camera).float().to(self.device)
             inside = (se3.log(torch.linalg.inv(box.map_from_camera) @ pose).abs() <= box.half_widths).all()
             if inside:  # else what is far from all that the prior allows is no better than the prior
                 found, covariance = pose, torch.from_numpy(solved.covariance).float()
-        return Matching(view, scores, matches, found, covariance)
+        return Matching(view, scores, found, covariance)
 
 
 @dataclass(frozen=True)
