@@ -39,6 +39,7 @@ from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource
+from ep2ploc_core.map.unit import unit_of
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
@@ -94,7 +95,8 @@ def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, li
     for number in range(-WARM_UP, images):
         index = number % len(queries)
         truth, image = queries.map_from_camera[index], queries.image(index)
-        start = truth @ se3.exp(torch.from_numpy(draw_start(random, 1.0))).numpy()
+        error = draw_start(random, 1.0) * np.repeat([unit_of(localizer.point_map.voxel_size), 1.0], 3)
+        start = truth @ se3.exp(torch.from_numpy(error)).numpy()
         watch = Stopwatch()
         with ExitStack() as watched:
             for stage in stages:

@@ -165,6 +165,7 @@ def queries_from_rgbd(
     recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
     out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
     frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
+    camera: Annotated[Path | None, typer.Option(help="Calibration of its depth camera, as for the map.")] = None,
     colour_camera: Annotated[
         Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
     ] = None,
@@ -174,7 +175,8 @@ def queries_from_rgbd(
     from ep2ploc_core.datasets.rgbd import RgbdSource
 
     chosen = set(parse_frames(frames))
-    images = [image for image in RgbdSource(recording, colour_camera=colour_camera).images if image.frame in chosen]
+    source = RgbdSource(recording, camera, colour_camera=colour_camera)
+    images = [image for image in source.images if image.frame in chosen]
     if not images:
         raise InputError(f"{recording} has no colour image with a pose among the frames {frames}; give others.")
     console.print(f"{out}: {len(write_image_queries(images, out))} queries")
@@ -198,7 +200,7 @@ def localize(
 
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    localizer, point_map = _localizer(map_path, checkpoint, device)
+    localizer, point_map = _localizer(map_path, checkpoint, device, search=not prior)
     guess = _parse_prior(prior) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
@@ -243,7 +245,7 @@ def evaluate(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
     queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
     protocol: Annotated[str, typer.Option(help="tracking: from a wrong start; global: without any.")] = "tracking",
-    noise: Annotated[str | None, typer.Option(help="Tracking: largest start error; 2m,10deg if not given.")] = None,
+    noise: Annotated[str | None, typer.Option(help="Tracking: largest start error; 10 voxels, 10 degrees.")] = None,
     repeats: Annotated[int | None, typer.Option(help="Tracking: starts per query; 1 if not given.", min=1)] = None,
     seed: Annotated[int | None, typer.Option(help="Tracking: of the start errors; 0 if not given.")] = None,
     swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
@@ -259,6 +261,7 @@ def evaluate(
     from ep2ploc_core.evaluation.mapping_distance import SAME_PLACE_METRES, distance_to_mapping
     from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
     from ep2ploc_core.evaluation.report import report_grids
+    from ep2ploc_core.map.unit import unit_of
     from ep2ploc_core.visualization.plots import plot_evaluation
 
     if protocol not in ("tracking", "global"):
@@ -269,10 +272,11 @@ def evaluate(
         raise InputError(f"The protocol 'global' has no starts, so {given[0]} does not apply; leave it out.")
     if foreign and (swap or plots):
         raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
-    metres, degrees = _parse_noise(noise or "2m,10deg")
+    limits = _parse_noise(noise) if noise else None
     asked = Queries(queries)
     others = Queries(foreign) if foreign else None
-    localizer, point_map = _localizer(map_path, checkpoint, device)
+    localizer, point_map = _localizer(map_path, checkpoint, device, search=protocol == "global")
+    metres, degrees = limits or (2.0 * unit_of(point_map.voxel_size), 10.0)
     with progress_bar("localizing") as progress:
         if protocol == "tracking":
             settings = TrackingProtocol(metres, degrees, repeats or 1, seed or 0, swap)
@@ -400,11 +404,13 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     network = load_network(checkpoint, choose_device(device))
     with stage_bars() as report:
         encode_map(point_map, network, lambda done, total: report("encoding points", done, total))
-        encode_places(point_map, network, lambda done, total: report("encoding places", done, total))
+        if network.knows_places:
+            encode_places(point_map, network, lambda done, total: report("encoding places", done, total))
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
-def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
+def _localizer(map_path: Path, checkpoint: str, device: str, search: bool) -> tuple[Any, Any]:
+    """The localizer and its map; `search`: without a first guess."""
     from ep2ploc_core.localizer import Localizer
     from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
@@ -417,7 +423,7 @@ def _localizer(map_path: Path, checkpoint: str, device: str) -> tuple[Any, Any]:
         checkpoint = str(adapted) if adapted.exists() else "edge"
     where = choose_device(device)
     network = load_network(checkpoint, where)
-    return Localizer(network, point_map, where, places=open_places(point_map)), point_map
+    return Localizer(network, point_map, where, places=open_places(point_map) if search else None), point_map
 
 
 def _parse_prior(text: str) -> np.ndarray:

@@ -211,7 +211,7 @@ class Localizer:
         descriptor = query.features.global_descriptor[0].float().cpu().numpy()
         found: list[tuple[float, np.ndarray]] = []
         units = MapInUnits(self.point_map)
-        for view in self.places.search(descriptor, settings.places):
+        for view in sorted(self.places.search(descriptor, settings.places)):  # in order of place: maps are read so
             prior = scaled_pose(self.places.map_from_camera[view], 1 / units.unit)
             points = units.query(prior[:3, 3], settings.radius)
             origin = np.round(prior[:3, 3])

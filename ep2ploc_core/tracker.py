@@ -40,7 +40,9 @@ class TrackerSettings:
     fast a camera may be when first seen, `acceleration_sigma` m/s^2 how soon that changes.
 
     An end of being lost: two poses in a row differ by no more than `agree_metres` and `agree_radians`, beyond what
-    motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains."""
+    motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains in at most `agree_seconds`: a search takes its time,
+    and what lies that far apart confirms nothing. `search_horizon`: the longest prediction in seconds from a pose that
+    was searched for."""
 
     lost_after: int = 5
     jump_back: float = 0.5
@@ -52,6 +54,8 @@ class TrackerSettings:
     agree_radians: float = 0.05
     agree_speed: float = 15.0
     agree_turn: float = 1.0
+    agree_seconds: float = 0.5
+    search_horizon: float = 10.0
 
 
 class Tracker:
@@ -66,6 +70,7 @@ class Tracker:
         self._forget_velocity()
         self._pose_stamp: int | None = None  # None: the pose was given, not found in an image
         self._searched = False  # the pose was searched for, and nothing has agreed with it yet
+        self._horizon = self.settings.horizon  # how far ahead of the pose is predicted, and its velocity learned
         self._newest_stamp: int | None = None
 
     @property
@@ -85,9 +90,15 @@ class Tracker:
         self._pose = self._initial
         self._pose_stamp = None
         self._searched = False
+        self._horizon = self.settings.horizon
         self._forget_velocity()
         self._newest_stamp = None
         return self._initial is not None
+
+    def forget(self) -> None:
+        """Starts again from nothing; the initial pose that was given last is kept for `restart`."""
+        self.restart()
+        self._pose = None
 
     def reset(self) -> None:
         """Forgets everything, the initial pose too."""
@@ -104,7 +115,7 @@ class Tracker:
         self._newest_stamp = stamp
         if self._pose is None or self._pose_stamp is None or self.refusals % 2:
             return self._pose  # after a refusal the velocity may be what was wrong: every other try does without
-        ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self.settings.horizon)
+        ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self._horizon)
         return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
 
     def wants_search(self) -> bool:
@@ -123,6 +134,7 @@ class Tracker:
         believed = self.state != State.LOST and not self._searched and not searched
         if self._pose is not None and self._pose_stamp is not None:
             seconds = max(0.0, (stamp - self._pose_stamp) / 1e9)
+            self._horizon = self.settings.search_horizon if searched else self.settings.horizon
             self._learn_velocity(seconds, self._pose, map_from_camera)
             # While lost the velocity and the old pose are stale: agreement is with the accepted pose just before.
             believed = believed or (self.refusals == 0 and self._agrees(seconds, self._pose, map_from_camera))
@@ -145,7 +157,8 @@ class Tracker:
 
     def _learn_velocity(self, seconds: float, before: np.ndarray, now: np.ndarray) -> None:
         """A Kalman filter on the velocity alone: two poses close in time say little of it."""
-        if self.state == State.LOST or not 0 < seconds <= self.settings.horizon:
+        lost = self.state == State.LOST and not self._searched
+        if lost or not 0 < seconds <= self._horizon:
             self._forget_velocity()
             return
         measured = se3.log(torch.from_numpy(np.linalg.inv(before) @ now)).numpy() / seconds
@@ -157,6 +170,7 @@ class Tracker:
     def _agrees(self, seconds: float, before: np.ndarray, now: np.ndarray) -> bool:
         distance, angle = se3.pose_error(now, before)
         limits = self.settings
+        seconds = min(seconds, limits.agree_seconds)
         return (
             distance <= limits.agree_metres + limits.agree_speed * seconds
             and angle <= limits.agree_radians + limits.agree_turn * seconds

@@ -29,7 +29,7 @@ from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
-from ep2ploc_core.map.place_index import encode_places, open_places
+from ep2ploc_core.map.place_index import open_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import load_network
@@ -130,10 +130,8 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
     with stage_bars() as stages:
         point_map = build_map(source, path, progress=stages)
-    network = load_network("edge")
-    with stage_bars() as stages:
-        encode_map(point_map, network, lambda done, total: stages("encoding points", done, total))
-        encode_places(point_map, network, lambda done, total: stages("encoding places", done, total))
+    with progress_bar("encoding") as report:
+        encode_map(point_map, load_network("edge"), report)
     return point_map
 
 

@@ -170,14 +170,15 @@ class LocalizerNode(RunnableNode):
     def _relocalize(self) -> None:
         """Searches the map, or where it cannot be searched starts from the last initial pose."""
         if self._searchable():
-            self._tracker.reset()
+            self._tracker.forget()
             self._given = None
         else:
             self._tracker.restart()
         self._outputs.clear_path()
 
     def _searchable(self) -> bool:
-        return self._localizer is not None and self._localizer.places is not None
+        localizer = self._localizer  # another thread may replace it
+        return localizer is not None and localizer.places is not None
 
     def _initial_parameter(self) -> np.ndarray | None:
         numbers = self._settings.initial_pose
@@ -205,6 +206,9 @@ class LocalizerNode(RunnableNode):
         described = MapDescription.from_message(message)
         if described == self._described:
             return
+        if self._described is not None and self._described.path != described.path:
+            self._tracker.reset()  # a pose in another map says nothing about this one
+            self._outputs.clear_path()
         self._described, self._localizer = described, None
         try:
             network = network_for(described, self._settings.checkpoint)
@@ -225,7 +229,8 @@ class LocalizerNode(RunnableNode):
         self._health.report(WARN, "Ready; waiting for images.", **values)
 
     def _take_places(self, message: PointCloud2) -> None:
-        self._places = NO_PLACES
+        self._places = NO_PLACES  # also when the new ones are of no use
+        self._use_places()
         self._places = places_from_cloud(message)
         self._use_places()
 

@@ -17,7 +17,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
 
-from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.errors import Ep2plocError, InputError, MapError
 from ep2ploc_core.map.place_index import NO_PLACES, open_places
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.clouds import cloud_from_places, cloud_from_points
@@ -66,7 +66,11 @@ class MapServerNode(RunnableNode):
 
     def _load(self, point_map: PointMap) -> None:
         points = point_map.thinned(int(self._settings.display_points))
-        places = open_places(point_map) or NO_PLACES
+        try:
+            places = open_places(point_map) or NO_PLACES
+        except MapError as error:
+            self.get_logger().error(str(error))  # with a first guess the map serves all the same
+            places = NO_PLACES
         self._map, described = point_map, MapDescription.of(point_map, len(places))
         header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
         self._points_publisher.publish(cloud_from_points(points, header))

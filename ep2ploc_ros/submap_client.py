@@ -93,10 +93,11 @@ class SubmapClient:
             header = Header()
             header.stamp.sec, header.stamp.nanosec = stamp // 10**9, stamp % 10**9
             self._ask(header, pose)
+            asked = time.monotonic()
             message = self._receive(_ASK_AGAIN_SECONDS)
             if message is not None:
                 self.take(message)
-            elif time.monotonic() > until:
+            elif time.monotonic() > until or time.monotonic() < asked + _ASK_AGAIN_SECONDS / 2:  # the node is ending
                 raise InputError("The map_server sends no submap; is it running, and is its topic submap connected?")
 
     def take(self, message: PointCloud2) -> None:

@@ -216,3 +216,31 @@ def test_an_initial_pose_needs_no_confirmation_also_after_a_search() -> None:
     tracker.set_initial(at(3))
     tracker.predict(2 * SECOND)
     assert tracker.accept(2 * SECOND, at(3.1))
+
+
+def test_a_search_that_took_seconds_is_not_confirmed_by_a_pose_far_away() -> None:
+    turned = at(40)
+    turned[:2, :2] = [[-1, 0], [0, -1]]
+    for other in (at(20), turned):
+        tracker = Tracker()
+        assert not tracker.accept(SECOND, at(0), searched=True)
+        assert not tracker.accept(SECOND + 4 * SECOND, other, searched=True)
+        assert tracker.state == State.INITIALIZING
+
+
+def test_two_searches_tell_how_fast_a_slow_computer_moves_on() -> None:
+    tracker = Tracker()
+    tracker.accept(SECOND, at(0), searched=True)
+    assert tracker.accept(5 * SECOND, at(6), searched=True)
+    assert np.linalg.norm(tracker.predict(9 * SECOND)[:3, 3] - at(12)[:3, 3]) < 0.2
+    assert tracker.accept(9 * SECOND, at(12))
+    assert np.linalg.norm(tracker.predict(29 * SECOND)[:3, 3] - at(12)[:3, 3]) < 4  # no farther than its horizon
+
+
+def test_forgetting_keeps_the_initial_pose_for_a_restart() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(3))
+    tracker.forget()
+    assert tracker.predict(SECOND) is None and tracker.wants_search()
+    assert tracker.restart()
+    assert np.allclose(tracker.predict(2 * SECOND), at(3))

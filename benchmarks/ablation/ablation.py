@@ -43,7 +43,6 @@ from ep2ploc_core.training.processes import choose_device, run_everywhere
 from ep2ploc_core.training.site import SITE_LOSSES, SITE_SCHEDULE, adapt_to_site
 from ep2ploc_core.visibility import ProjectedPoints, VisibilitySettings, project_inside
 
-
 ROBUST_SCALE = 3.0  # pixels at which least squares begin to discount a match
 
 

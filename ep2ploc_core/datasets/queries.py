@@ -61,13 +61,18 @@ class Queries:
                 f"The poses {file} hold {rows.shape[0]} rows of {rows.shape[1]} numbers; give one row of 8 (time x y z "
                 f"qx qy qz qw) for each of the {len(self.image_paths)} images."
             )
+        if (np.linalg.norm(rows[:, 4:], axis=1) < 1e-6).any():
+            raise InputError(f"The poses {file} hold a quaternion of zeros; give rows of time x y z qx qy qz qw.")
         return rows[:, 0], np.stack([se3.from_quaternion(row[1:4], row[4:8]) for row in rows])
 
     def _read_frames(self) -> np.ndarray | None:
         file = self.path / "frames.txt"
         if not file.exists():
             return None
-        frames = np.loadtxt(file, dtype=np.int64, ndmin=1)
+        try:
+            frames = np.loadtxt(file, dtype=np.int64, ndmin=1)
+        except ValueError as error:
+            raise InputError(f"{file} cannot be read ({error}); give one frame number in each row.") from error
         if len(frames) != len(self.image_paths):
             raise InputError(f"{file} holds {len(frames)} frame numbers for {len(self.image_paths)} images.")
         return frames
@@ -90,6 +95,10 @@ def write_image_queries(images: list[PosedImage], out: Path) -> Queries:
     InputError when there is no image."""
     if not images:
         raise InputError(f"There are no images to make the queries {out} of; name frames that have one.")
+    if out.exists() and any(out.iterdir()) and not (out / "frames.txt").is_file():
+        raise InputError(f"{out} holds something that is no directory of queries made before; give another one.")
+    if any(out.resolve() in image.path.resolve().parents for image in images):
+        raise InputError(f"The queries cannot be made in {out}: their images lie there; give another directory.")
     shutil.rmtree(out, ignore_errors=True)
     (out / "images").mkdir(parents=True)
     rows = []

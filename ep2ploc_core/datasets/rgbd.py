@@ -37,6 +37,7 @@ JUMP = 0.04  # of the depth: where a pixel's neighbours differ by more, it may f
 UNKNOWN_INTENSITY = 0.5
 SEVEN_SCENES_CAMERA = Camera(640, 480, 585.0, 585.0, 320.0, 240.0)
 _LARGEST_SIDE = 16384  # pixels
+_MOST_FRAMES = 65_535  # PointMap keeps frame numbers in 16 bits
 _UP_FRAMES = 40  # that vote on which way is up
 
 
@@ -141,9 +142,11 @@ class RgbdSource:
 
     def _read_colour_camera(self) -> Camera:
         image = next((frame.colour_path for frame in self.frames if frame.colour_path), None)
-        if self.colour_camera_file is None or image is None:
+        if image is None:
             return self.camera
         height, width = read_image(image).shape[:2]
+        if self.colour_camera_file is None:
+            return self.camera.resize(width, height)
         return read_camera_file(self.colour_camera_file, width, height).resize(width, height)
 
     def _read_depth(self, frame: RgbdFrame) -> np.ndarray:
@@ -211,6 +214,11 @@ def find_frames(path: Path | str) -> list[RgbdFrame]:
                     pose,
                 )
             )
+    if frames and frames[-1].index >= _MOST_FRAMES:
+        raise InputError(
+            f"The frames of {path} would be numbered up to {frames[-1].index:,}, and a map tells {_MOST_FRAMES:,} "
+            "apart; give its sequences one by one."
+        )
     return frames
 
 

@@ -120,7 +120,7 @@ def papers_visible(points: ProjectedPoints, size: tuple[int, int]) -> Tensor:
     width, height = size
     column, row = points.pixels.round().long().unbind(1)
     cell = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
-    nearest = torch.full((width * height,), torch.inf).scatter_reduce_(0, cell, points.depths, "amin")
+    nearest = points.depths.new_full((width * height,), torch.inf).scatter_reduce_(0, cell, points.depths, "amin")
     window = max(3, 2 * round((9 * width / 1080 - 1) / 2) + 1)
     closed = -max_pool2d(-nearest.view(1, height, width), window, stride=1, padding=window // 2)
     opened = max_pool2d(closed, window, stride=1, padding=window // 2)

@@ -44,7 +44,8 @@ class Piece:
 
     def path_poses(self) -> np.ndarray:
         """Where the sensor was `(S, 4, 4)`, in the recording's coordinates; none of scans that do not tell."""
-        return _load(self.path / "path.npy")
+        file = self.path / "path.npy"
+        return _load(file) if file.exists() else np.zeros((0, 4, 4))  # a piece made by an earlier version
 
     @cached_property
     def _ranges(self) -> np.ndarray:

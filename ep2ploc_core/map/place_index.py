@@ -49,7 +49,7 @@ def encode_places(
     device = next(network.parameters()).device
     parts: list[Tensor] = []
     done = 0
-    for seen in look(point_map, views, device):
+    for seen in look(point_map, views, network.config.descriptor_width, device):
         parts.append(describe_views(network, seen.descriptors, seen.valid))
         done += len(seen.valid)
         progress(done, len(views))
@@ -57,9 +57,6 @@ def encode_places(
     kept = np.zeros(len(views), _place_type(descriptors.shape[1]))
     kept["map_from_camera"], kept["descriptor"] = views, descriptors
     save_array(_file(point_map, network.fingerprint), kept)
-    for file in point_map.path.glob("places.*.npy"):
-        if file != _file(point_map, network.fingerprint):
-            file.unlink()
     return PlaceIndex(views, descriptors)
 
 

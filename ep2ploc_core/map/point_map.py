@@ -239,7 +239,8 @@ class PointMap:
         return (self.path / "tiles" / name / f"descriptors.{checkpoint}.npy").exists()
 
     def use_descriptors(self, checkpoint: str) -> None:
-        """From now on the descriptors by the network of this fingerprint are the map's; others are removed."""
+        """From now on the descriptors by the network of this fingerprint are the map's; others are removed, and the
+        places found with others."""
         self.info = replace(self.info, checkpoint=checkpoint)
         write_info(self.path, self.info)
         self.checkpoint = checkpoint
@@ -247,9 +248,18 @@ class PointMap:
         for file in self.path.glob("tiles/*/descriptors.*"):
             if file.name != f"descriptors.{checkpoint}.npy":
                 file.unlink()
+        for file in self.path.glob("places.*.npy"):
+            if file.name != f"places.{checkpoint}.npy":
+                file.unlink()
 
     def store_descriptors(self, descriptors: np.ndarray, checkpoint: str) -> None:
         """Keeps descriptors `(N, D)` int8 of `all_points()` and the fingerprint of the network they came from."""
+        self.lay_by(descriptors, checkpoint)
+        self.use_descriptors(checkpoint)
+
+    def lay_by(self, descriptors: np.ndarray, checkpoint: str) -> PointMap:
+        """Stores descriptors `(N, D)` int8 of `all_points()` beside the map's own; returns the map as it will be with
+        them, once `use_descriptors` is called."""
         if len(descriptors) != len(self):
             raise MapError(f"{len(descriptors)} descriptors do not fit the {len(self)} points of the map {self.path}.")
         start = 0
@@ -257,7 +267,7 @@ class PointMap:
             count = len(self._points(name))
             self.store_tile_descriptors(name, descriptors[start : start + count], checkpoint)
             start += count
-        self.use_descriptors(checkpoint)
+        return PointMap(self.path, replace(self.info, checkpoint=checkpoint))
 
     def tile(self, name: str) -> MapPoints:
         """A tile's points, kept in memory for the next time."""

@@ -23,7 +23,7 @@ from ep2ploc_core.visibility import remove_invisible
 # Lengths in units of `map.unit`: metres where the map's voxels are of 0.2 m.
 SPACING = 2.0  # between views
 DIRECTIONS = 18  # around each place, 20 degrees apart
-EYE_HEIGHT = 1.6  # above the ground, where no path is known
+EYE_HEIGHT = 1.6  # metres above the ground, where no path is known
 RADIUS = 60.0
 _GAP = 40.0  # between two scans beyond which the way between them is not known
 _GROUND = 0.3  # above the ground that still is ground
@@ -53,15 +53,21 @@ def choose_views(point_map: PointMap) -> np.ndarray:
     return scaled_pose(_all_around(places[_thinned(places)], np.asarray(point_map.info.up)), unit)
 
 
-def look(point_map: PointMap, map_from_camera: np.ndarray, device: torch.device) -> Iterator[ViewedPoints]:
-    """What is seen from views `(V, 4, 4)` in metres, those of one place after the other together."""
+def look(point_map: PointMap, map_from_camera: np.ndarray, width: int, device: torch.device) -> Iterator[ViewedPoints]:
+    """What is seen from views `(V, 4, 4)` in metres, those of one place after the other together. width: of the map's
+    descriptors."""
     intrinsics, size = _CAMERA.intrinsics_tensor().to(device), (_CAMERA.width, _CAMERA.height)
     units = MapInUnits(point_map)
     views = scaled_pose(map_from_camera, 1 / units.unit)
     for group in _by_place(views):
         place = views[group[0], :3, 3]
         points = units.query(place, RADIUS)
-        assert points.descriptors is not None
+        if points.descriptors is None:  # no points at all around this place
+            yield ViewedPoints(
+                torch.zeros(len(group), _POINTS, width, dtype=torch.int8, device=device),
+                torch.zeros(len(group), _POINTS, dtype=torch.bool, device=device),
+            )
+            continue
         centre = np.round(place)
         xyz = torch.from_numpy((points.xyz + (units.origin - centre)).astype(np.float32)).to(device)
         poses = views[group].copy()
@@ -141,11 +147,13 @@ def _eyes_over_ground(point_map: PointMap) -> np.ndarray:
         flat = (np.abs(points.attributes[:, 5]) < _GROUND) & (points.attributes[:, 1:4] @ up > 0.8)
         ground = points.xyz[flat]
         _, first = np.unique(np.floor(ground[:, :2] / SPACING), axis=0, return_index=True)
-        places.append(ground[first] + EYE_HEIGHT * up + point_map.origin / unit)
+        places.append(ground[first] + EYE_HEIGHT / unit * up + point_map.origin / unit)
     return np.concatenate(places) if places else np.zeros((0, 3))
 
 
 def _by_place(views: np.ndarray) -> list[np.ndarray]:
     """Indices of views in runs that are at one place, at most DIRECTIONS of them."""
+    if not len(views):
+        return []
     moved = np.any(np.diff(views[:, :3, 3], axis=0) != 0, axis=1)
     return np.split(np.arange(len(views)), np.flatnonzero(moved) + 1)

@@ -17,6 +17,7 @@ from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig
 
 WEIGHTS_DIRECTORY = Path(__file__).resolve().parent.parent / "weights"
+PLACES_NOTE = "places"  # in the notes of networks whose global descriptors have learned a site
 _KIND = "ep2ploc network"
 
 
@@ -56,6 +57,7 @@ def load_network(name_or_path: str | Path, device: str | torch.device = "cpu") -
     except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError, InputError) as error:
         raise CheckpointError(f"The weights file {path} is corrupted or of another version; get it again.") from error
     network.fingerprint = fingerprint(tensors)
+    network.knows_places = PLACES_NOTE in metadata
     return network.eval().to(device)
 
 

@@ -26,7 +26,7 @@ class NetworkConfig:
     backbone: a timm model with features at stride `patch` and on. `score` and `encode` are for comparison with the
     paper. score: "dot" product of point and patch, or the paper's "mlp" with a hidden layer of `score_width`. encode:
     the point encoder runs once over the whole "map", or as in the paper on what is visible from each "view" (site codes
-    then have no place: they belong to the map).
+    then have no place: they belong to the map; and the map's z axis must point up).
     """
 
     backbone: str = "regnety_002"
@@ -82,6 +82,7 @@ class EP2PLoc(nn.Module):
                 raise InputError(f"The network's {name} is '{value}'; it can be {' or '.join(choices)}.")
         self.config = config
         self.fingerprint = ""
+        self.knows_places = False  # whether the global descriptors have learned a site
         width = config.descriptor_width
         self.image_encoder = ImageEncoder(config.backbone, config.image_feature_width, width, config.patch)
         self.point_encoder = PointTransformer(config.point_width, width, config.point_voxel)

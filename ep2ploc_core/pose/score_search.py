@@ -10,7 +10,6 @@ import math
 from copy import copy
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import grid_sample, pad
@@ -131,11 +130,6 @@ class PosePosterior:
         """map_from_camera `(K, 4, 4)`."""
         return self.guess @ se3.exp(offsets)
 
-    def offsets(self, poses: np.ndarray) -> Tensor:
-        """The inverse: `(K, 6)` of map_from_camera `(K, 4, 4)`."""
-        relative = se3.inverse(self.guess.double().cpu()) @ torch.from_numpy(poses).double()
-        return se3.log(relative).to(self.sigma)
-
     def value(self, offsets: Tensor) -> Tensor:
         """Log probabilities `(K,)`, up to a constant."""
         rotation, _ = _rotation(offsets[:, 3:])
@@ -251,10 +245,8 @@ class SearchResult:
     covariance: Tensor
 
 
-def search_pose(
-    posterior: PosePosterior, settings: SearchSettings = SearchSettings(), candidates: Tensor | None = None
-) -> SearchResult:
-    """The pose of one image. The same input gives the same pose. `candidates` `(K, 6)`: more offsets to begin from.
+def search_pose(posterior: PosePosterior, settings: SearchSettings = SearchSettings()) -> SearchResult:
+    """The pose of one image. The same input gives the same pose.
 
     Samples are weighed against the mixture they were drawn from (adaptive multiple importance sampling, as EPro-PnP
     does for its loss), which gives mean and covariance.
@@ -267,8 +259,6 @@ def search_pose(
     first = prior.draw(settings.first_samples, generator)
     first[0] = 0
     scouts = first[_apart(first / posterior.sigma, coarse.value(first), settings.modes, settings.modes_apart)]
-    if candidates is not None:
-        scouts = torch.cat([scouts, candidates])
     scouts, _ = _climb(coarse, scouts, settings.scout_steps)
     chosen = _apart(scouts / posterior.sigma, posterior.value(scouts), settings.finalists, settings.finalists_apart)
     finalists, slope = _climb(posterior, scouts[chosen], settings.steps)

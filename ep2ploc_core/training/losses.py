@@ -219,7 +219,8 @@ def _epro_loss(
     matches = PoseMatches(points, found, weight[..., None].expand(-1, -1, 2), intrinsics)
     true = batch.true_camera_from_map
     starts = torch.stack([true, batch.start_camera_from_map], 1)
-    return _mean(monte_carlo_pose_loss(matches, true, starts, generator) / 6, settled)
+    loss = monte_carlo_pose_loss(matches, true, starts, generator) / 6
+    return _mean(torch.where(settled, loss, 0), settled)
 
 
 def _expected_pixels(scores: PatchScores, valid: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as functional
+from scipy.spatial import cKDTree
 from torch import Tensor
 
 from ep2ploc_core.datasets.sampling import START_RANGE, Sampler
@@ -28,10 +29,10 @@ class PlaceSchedule:
     """`pictures` are taken from the mapping run's images and beside them; each of `steps` steps weighs `images` of them
     against `views` views."""
 
-    pictures: int = 256
-    steps: int = 400
-    images: int = 32
-    views: int = 160
+    pictures: int = 192
+    steps: int = 250
+    images: int = 24
+    views: int = 128
     learning_rate: float = 2e-3
     seed: int = 0
 
@@ -44,20 +45,23 @@ def learn_places(
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> float:
     """Trains the heads of `network` in place, for an encoded map; `sampler` has the site as its only scene. Returns the
-    mean loss of the last tenth of the steps."""
+    mean loss of the last tenth of the steps; NaN, and nothing learned, when there are no views near the images."""
     device = next(network.parameters()).device
-    views = choose_views(point_map)
-    seen = list(look(point_map, views, device))
-    descriptors, valid = torch.cat([part.descriptors for part in seen]), torch.cat([part.valid for part in seen])
     patches, poses = _photograph(network, sampler, schedule, device)
-    views[:, :3, 3] -= point_map.origin
-    views = NetworkFrame.of_map(point_map.voxel_size, point_map.info.up).poses(views)
-    shares = _nearness(poses, views)
-    wanted = torch.from_numpy(shares).float().to(device)
-
+    views = choose_views(point_map)
+    local = views.copy()
+    local[:, :3, 3] -= point_map.origin
+    local = NetworkFrame.of_map(point_map.voxel_size, point_map.info.up).poses(local)
     # Where no picture was taken nobody knows what images look like: such places must not be pushed away from them all.
-    near_picture = np.linalg.norm(poses[:, None, :3, 3] - views[None, :, :3, 3], axis=2).min(0) < 2 * START_RANGE[0]
-    known = np.flatnonzero(near_picture)
+    known = cKDTree(poses[:, :3, 3]).query(local[:, :3, 3])[0] < 2 * START_RANGE[0] if len(local) else np.zeros(0, bool)
+    views, local = views[known], local[known]
+    if not len(views):
+        return float("nan")
+    seen = list(look(point_map, views, network.config.descriptor_width, device))
+    descriptors, valid = torch.cat([part.descriptors for part in seen]), torch.cat([part.valid for part in seen])
+    del seen
+    shares = _nearness(poses, local)
+    wanted = torch.from_numpy(shares).float().to(device)
 
     heads = [network.image_vlad, network.point_vlad]
     parameters = [parameter for head in heads for parameter in head.parameters()]
@@ -68,9 +72,9 @@ def learn_places(
     for step in range(schedule.steps):
         chosen = rng.integers(len(patches), size=schedule.images)
         near = np.array([rng.choice(len(views), p=row) for row in shares[chosen]])
-        shown = np.unique(np.concatenate([near, rng.choice(known, size=schedule.views)]))
-        local = patches[chosen].float().to(device)
-        of_images = network.image_vlad(local.flatten(2).transpose(1, 2))
+        shown = np.unique(np.concatenate([near, rng.integers(len(views), size=schedule.views)]))
+        shown_patches = patches[chosen].float().to(device)
+        of_images = network.image_vlad(shown_patches.flatten(2).transpose(1, 2))
         of_views = network.point_vlad(descriptors[shown].float() / 127, valid[shown].float())
         target = wanted[chosen][:, shown]
         target = target / target.sum(1, keepdim=True)

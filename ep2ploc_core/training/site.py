@@ -10,18 +10,18 @@ neighbours, are taken out of the map.
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 
 import torch
-import torch.distributed as distributed
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
-from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.model.checkpoint import PLACES_NOTE, load_network, save_network
 from ep2ploc_core.model.voxels import voxelize
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.places import learn_places
@@ -45,8 +45,8 @@ def adapt_to_site(
     with_codes: bool = True,
 ) -> None:
     """Trains `checkpoint` on the images of the map's own source; writes MAP/checkpoint.safetensors and the map's new
-    descriptors. Resumes from MAP.adaptation when it was broken off there. Without codes nothing is learned of the site
-    but the network's weights."""
+    descriptors and places. Resumes from MAP.adaptation when it was broken off there. Without codes nothing is learned
+    of the site but the network's weights. All processes train; the first one alone does what comes after."""
     point_map = PointMap.open(map_path)
     scene = map_scene(point_map)
     points = scene.points
@@ -60,27 +60,28 @@ def adapt_to_site(
     scratch = Path(f"{map_path}.adaptation")
     trainer = Trainer(network, sampler, schedule, weights, scratch, device, codes if with_codes else None)
     trainer.run()
-    if trainer.rank == 0:
-        notes = {"adapted_from": checkpoint, "steps": str(trainer.step)}
-        save_network(trainer.averaged_network(), scratch / SITE_CHECKPOINT, notes)
-        stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
-        learned = trainer.averaged_codes()
-        if learned is None:
-            learned = torch.zeros_like(codes.table)
-        assert scene.code_voxel is not None
-        descriptors = encode_points(points, stored, learned, scene.code_voxel)
-        point_map.store_descriptors(descriptors, stored.fingerprint)
-        with Progress(*PLACE_COLUMNS) as progress:
-            task = progress.add_task("learning places")
-            learn_places(
-                stored, point_map, sampler,
-                progress=lambda done, total: progress.update(task, completed=done, total=total),
-            )  # fmt: skip
-        save_network(stored, scratch / SITE_CHECKPOINT, notes)
-        stored = load_network(scratch / SITE_CHECKPOINT, device)
-        shutil.copyfile(scratch / SITE_CHECKPOINT, Path(map_path) / SITE_CHECKPOINT)
-        point_map.store_descriptors(descriptors, stored.fingerprint)
-        encode_places(point_map, stored)
-        shutil.rmtree(scratch)
-    if distributed.is_initialized():
-        distributed.barrier()
+    if trainer.rank > 0:
+        return
+    notes = {"adapted_from": checkpoint, "steps": str(trainer.step)}
+    save_network(trainer.averaged_network(), scratch / SITE_CHECKPOINT, notes)
+    stored = load_network(scratch / SITE_CHECKPOINT, device)  # as users will have it, in half precision
+    learned = trainer.averaged_codes()
+    if learned is None:
+        learned = torch.zeros_like(codes.table)
+    assert scene.code_voxel is not None
+    descriptors = encode_points(points, stored, learned, scene.code_voxel)
+    with Progress(*PLACE_COLUMNS) as progress:
+        task = progress.add_task("learning places")
+        learn_places(
+            stored, point_map.lay_by(descriptors, stored.fingerprint), sampler,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )  # fmt: skip
+    save_network(stored, scratch / SITE_CHECKPOINT, notes | {PLACES_NOTE: "learned"})
+    stored = load_network(scratch / SITE_CHECKPOINT, device)
+    # The map stays as it was until all of the new is there.
+    encode_places(point_map.lay_by(descriptors, stored.fingerprint), stored)
+    aside = Path(map_path) / f"{SITE_CHECKPOINT}.tmp"
+    shutil.copyfile(scratch / SITE_CHECKPOINT, aside)
+    os.replace(aside, Path(map_path) / SITE_CHECKPOINT)
+    point_map.use_descriptors(stored.fingerprint)
+    shutil.rmtree(scratch)

@@ -159,6 +159,7 @@ class Trainer:
             group["lr"] = group["base"] * self._rate(self.step)
         self.network.train()
         generator = torch.Generator().manual_seed(self._batch_number(self.step))
+        torch.manual_seed(self._batch_number(self.step))  # of backbones that drop parts at random
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.schedule.bf16):
             codes = None
             if self.codes is not None:

@@ -67,7 +67,7 @@ def test_a_view_shows_what_is_visible_from_it(tmp_path: Path) -> None:
     point_map = ground(tmp_path / "map")
     views = choose_views(point_map)
     chosen = views[[700, 701]]
-    (seen,) = look(point_map, chosen, torch.device("cpu"))
+    (seen,) = look(point_map, chosen, 64, torch.device("cpu"))
     points = point_map.all_points()
     camera_from_map = np.linalg.inv(chosen[1])
     local = torch.from_numpy(points.xyz + (point_map.origin - [1e6, 2e6, 50.0])).float()
@@ -97,6 +97,7 @@ def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Pa
     there = write_map(tmp_path / "map", here.all_points(), here.info)
     network = load_network(site.map_path / SITE_CHECKPOINT)
     there.store_descriptors(here.all_points().descriptors, network.fingerprint)
+    assert network.knows_places and not load_network("edge").knows_places
     assert open_places(there) is None
     encoded = encode_places(there, network)
     opened = open_places(PointMap.open(there.path))
