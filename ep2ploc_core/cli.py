@@ -411,6 +411,8 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
 
 def _localizer(map_path: Path, checkpoint: str, device: str, search: bool) -> tuple[Any, Any]:
     """The localizer and its map; `search`: without a first guess."""
+    import torch
+
     from ep2ploc_core.localizer import Localizer
     from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
@@ -422,6 +424,8 @@ def _localizer(map_path: Path, checkpoint: str, device: str, search: bool) -> tu
         adapted = map_path / SITE_CHECKPOINT
         checkpoint = str(adapted) if adapted.exists() else "edge"
     where = choose_device(device)
+    # A second thread hardly makes an image faster; on busy cores the two wait for each other, many times as long.
+    torch.set_num_threads(1)
     network = load_network(checkpoint, where)
     return Localizer(network, point_map, where, places=open_places(point_map) if search else None), point_map
 

@@ -137,6 +137,7 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
 
 def _evaluate(point_map: PointMap, checkpoint: str, queries: Queries, name: str) -> dict[str, Any]:
     localizer = Localizer(load_network(checkpoint), point_map)
+    torch.set_num_threads(1)  # as the node
     reports = {}
     for swap in (False, True):
         title = f"{name}, another frame's image" if swap else name

@@ -167,6 +167,7 @@ def adapt(adaptation: Adaptation, source: Path, target: Path, steps: int) -> Non
 def evaluate(variant: Variant, map_path: Path, queries: Queries, repeats: int) -> dict[str, Any]:
     """The report of `evaluate_tracking`."""
     device = choose_device("auto")
+    torch.set_num_threads(1)  # as the command line
     network = load_network(map_path / SITE_CHECKPOINT, device)
     localizer = variant.localizer(network, PointMap.open(map_path), device, variant.settings)
     with progress_bar(variant.name) as progress:
