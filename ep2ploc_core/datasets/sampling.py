@@ -117,8 +117,8 @@ class Batch:
 def network_size(camera: Camera, width: int) -> tuple[int, int]:
     """Width and height in pixels at which the network sees this camera's images: multiples of 32, at most `width` wide
     and GREATEST_HEIGHT high. Of 640x480 it sees 384x288."""
-    width = min(width, max(32, int(GREATEST_HEIGHT * camera.width / camera.height / 32) * 32))
-    return width, max(32, round(camera.height * width / camera.width / 32) * 32)
+    width = min(width, max(32, round(GREATEST_HEIGHT * camera.width / camera.height / 32) * 32))
+    return width, min(GREATEST_HEIGHT, max(32, round(camera.height * width / camera.width / 32) * 32))
 
 
 def start_sigma(scale: float) -> np.ndarray:

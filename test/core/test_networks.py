@@ -23,6 +23,7 @@ from ep2ploc_core.training.losses import LossWeights, compute_losses
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 SMALL = NetworkConfig(descriptor_width=16, image_feature_width=24, point_width=8, classifier_width=16, clusters=2)
+NEW_CHOICES = ("score", "score_width", "encode")
 BACKBONES = (
     "swin_tiny_patch4_window7_224", "convnext_atto", "mobilenetv4_conv_small", "resnet18", "efficientvit_b1",
 )  # fmt: skip
@@ -132,11 +133,16 @@ def test_choices_are_kept_with_the_weights(tmp_path: Path) -> None:
     )
 
 
-def test_the_weights_that_come_along_were_made_before_there_were_choices() -> None:
+def test_weights_from_before_there_were_choices_load(tmp_path: Path) -> None:
     with safe_open(str(WEIGHTS_DIRECTORY / "edge.safetensors"), framework="pt") as file:
-        assert "score" not in json.loads(file.metadata()["config"])
-    network = load_network("edge")
+        metadata = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys() if name != "log_match_scale"}  # noqa: SIM118
+    config = {name: value for name, value in json.loads(metadata["config"]).items() if name not in NEW_CHOICES}
+    save_file(tensors, str(tmp_path / "old.safetensors"), metadata | {"config": json.dumps(config)})
+    network = load_network(tmp_path / "old.safetensors")
     assert (network.config.score, network.config.encode) == ("dot", "map")
+    kept = load_network("edge").state_dict()
+    assert all(torch.equal(value, kept[name]) for name, value in network.state_dict().items() if name in tensors)
 
 
 @pytest.fixture(scope="module")

@@ -185,8 +185,11 @@ def test_colour_may_have_another_camera(tmp_path: Path) -> None:
         np.testing.assert_allclose(again.images[0].camera.matrix, wide)
         assert (again.images[0].camera.width, again.images[0].camera.height) == (200, 140)
         np.testing.assert_allclose(again.camera.matrix, K)
-    queries_from_rgbd(tmp_path / "room", tmp_path / "queries", "1", tmp_path / "colour.txt")
+    queries_from_rgbd(tmp_path / "room", tmp_path / "queries", "1", colour_camera=tmp_path / "colour.txt")
     np.testing.assert_allclose(Queries(tmp_path / "queries").camera.matrix, wide)
+    without = open_source(tmp_path / "room")  # then colour is taken to be seen by the depth camera, at its own size
+    assert isinstance(without, RgbdSource)
+    np.testing.assert_allclose(without.images[0].camera.matrix, without.camera.resize(200, 140).matrix)
     with pytest.raises(InputError, match="colour-camera"):
         (tmp_path / "cloud.ply").write_bytes(b"")
         open_source(tmp_path / "cloud.ply", colour_camera=tmp_path / "colour.txt")
