@@ -49,10 +49,10 @@ class LocalizerSettings:
     Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
     which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
     places against what the prior alone expects, of likelihoods raised to `score_power`: near or below 0 the image does
-    not speak for the pose. Without a prior the `places` views most like the image are tried, and the best must have
-    `least_margin` more score than what any other place reaches.
-    `covariance_scale` is for what the points' scores do not know of each other. It and `least_score` were settled on
-    drive 0009: nine of ten errors within the ellipsoid that should hold them, and no other frame's image believed.
+    not speak for the pose. Without a prior the `places` views most like the image are tried, the best
+    `verified_places` of them verified, and the best of all must have `least_margin` more score than any other place.
+    `covariance_scale` is for what the points' scores do not know of each other: with it nine of ten errors on drive 0009
+    lay within the ellipsoid that should hold them. How `least_score` was settled: docs/architecture.md.
     """
 
     radius: float = 60.0
@@ -63,8 +63,9 @@ class LocalizerSettings:
     least_inlier_ratio: float = 0.25
     score_power: float = 0.5
     places: int = 16
+    verified_places: int = 8
     least_margin: float = 0.02
-    least_score: float = 0.03
+    least_score: float = 0.05
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
     covariance_scale: float = 1.0
@@ -202,21 +203,28 @@ class Localizer:
     def _find_place(self, query: Query) -> np.ndarray | str:
         """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, or why there is none.
 
-        The views whose global descriptors are most like the image's are each verified by one pass of matching; the
-        best is believed when no other place comes near its score.
+        From each of the views whose global descriptors are most like the image's one pass of matching is made, and the
+        best of them are verified by a second pass: the first one's wide prior lets wrong places fit nearly as well as
+        the right one. The best is believed when no other place comes near its score.
         """
-        settings = self.settings
+        settings, units = self.settings, MapInUnits(self.point_map)
         if self.places is None or not len(self.places):
             return "no prior pose, and the map has no places to search: give a first guess of the pose"
         descriptor = query.features.global_descriptor[0].float().cpu().numpy()
-        found: list[tuple[float, np.ndarray]] = []
-        units = MapInUnits(self.point_map)
+        tried: list[tuple[float, Tensor, MapPoints, np.ndarray, Box]] = []
         for view in sorted(self.places.search(descriptor, settings.places)):  # in order of place: maps are read so
             prior = scaled_pose(self.places.map_from_camera[view], 1 / units.unit)
             points = units.query(prior[:3, 3], settings.radius)
             origin = np.round(prior[:3, 3])
             guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
-            matching = self._match(query, points, origin, guess, settings.passes[0], self._box(guess))
+            box = self._box(guess)
+            matching = self._match(query, points, origin, guess, settings.passes[0], box)
+            if matching is not None:
+                tried.append((self._score(query, matching), matching.map_from_camera, points, origin, box))
+        tried.sort(key=lambda one: -one[0])
+        found: list[tuple[float, np.ndarray]] = []
+        for _, guess, points, origin, box in tried[: settings.verified_places]:
+            matching = self._match(query, points, origin, guess, settings.passes[-1], box)
             if matching is not None:
                 pose = _moved(matching.map_from_camera.double().cpu().numpy(), origin)
                 found.append((self._score(query, matching), pose))

@@ -71,7 +71,7 @@ class LocalizerParameters:
         choices=("best_effort", "reliable"),
     )
     least_score: float = _setting(
-        0.03,
+        0.05,
         "Images whose pose has a lower score are refused: the mean log likelihood ratio of the map points' places.",
         between=(-10.0, 10.0),
     )

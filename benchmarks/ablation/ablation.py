@@ -185,11 +185,7 @@ def run(map_path: Path, queries: Queries, out: Path, steps: int, repeats: int) -
         adapt(ADAPTATIONS[variant.trained], map_path, site, steps)
         reports[variant.name] = evaluate(variant, site, queries, repeats)
         rows = {"start": reports["ours"]["start"]} | {name: report["summary"] for name, report in reports.items()}
-        titled = {name: row for name, row in rows.items() if name == "start"}
-        titled |= {f"{name}; {row['median_seconds']:.2f} s": row for name, row in rows.items() if name != "start"}
-        table = (
-            f"Adaptations of {steps} steps; median seconds per image beside the names.\n\n{summary_markdown(titled)}"
-        )
+        table = f"Adaptations of {steps} steps.\n\n{summary_markdown(rows)}"
         (out / "ablation.md").write_text(table)
         (out / "ablation.json").write_text(json.dumps(reports, indent=1))
     console.print(summary_table(rows))
