@@ -51,8 +51,8 @@ class LocalizerSettings:
     places against what the prior alone expects, of likelihoods raised to `score_power`: near or below 0 the image does
     not speak for the pose. Without a prior the `places` views most like the image are tried, the best
     `verified_places` of them verified, and the best of all must have `least_margin` more score than any other place.
-    `covariance_scale` is for what the points' scores do not know of each other: with it nine of ten errors on drive 0009
-    lay within the ellipsoid that should hold them. How `least_score` was settled: docs/architecture.md.
+    `covariance_scale` is for what the points' scores do not know of each other: with it nine of ten errors on drive
+    0009 lay within the ellipsoid that should hold them. How `least_score` was settled: docs/architecture.md.
     """
 
     radius: float = 60.0
