@@ -6,26 +6,16 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TaskID,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
 from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.progress import console, progress_bar, stage_bars
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps."
@@ -36,33 +26,8 @@ queries_app = typer.Typer(no_args_is_help=True, help="Query images with known po
 app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
-console = Console(stderr=True)
 
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
-
-
-@contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar on stderr; yields the function to call with how much is done and how much there is."""
-    with stage_bars() as report:
-        yield lambda done, total: report(title, done, total)
-
-
-@contextmanager
-def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
-    """Bars on stderr, one for each stage of a long work; yields the function to call with the stage, how much of it is
-    done and how much there is."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-               TimeRemainingColumn())  # fmt: skip
-    with Progress(*columns, console=console) as progress:
-        tasks: dict[str, TaskID] = {}
-
-        def report(stage: str, done: int, total: int) -> None:
-            if stage not in tasks:
-                tasks[stage] = progress.add_task(stage)
-            progress.update(tasks[stage], completed=done, total=total)
-
-        yield report
 
 
 @map_app.command("build")

@@ -207,34 +207,33 @@ class Localizer:
         best of them are verified by a second pass: the first one's wide prior lets wrong places fit nearly as well as
         the right one. The best is believed when no other place comes near its score.
         """
-        settings, units = self.settings, MapInUnits(self.point_map)
+        settings, unit = self.settings, unit_of(self.point_map.voxel_size)
         if self.places is None or not len(self.places):
             return "no prior pose, and the map has no places to search: give a first guess of the pose"
         descriptor = query.features.global_descriptor[0].float().cpu().numpy()
-        tried: list[tuple[float, Tensor, MapPoints, np.ndarray, Box]] = []
-        for view in sorted(self.places.search(descriptor, settings.places)):  # in order of place: maps are read so
-            prior = scaled_pose(self.places.map_from_camera[view], 1 / units.unit)
-            points = units.query(prior[:3, 3], settings.radius)
-            origin = np.round(prior[:3, 3])
-            guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
-            box = self._box(guess)
-            matching = self._match(query, points, origin, guess, settings.passes[0], box)
-            if matching is not None:
-                tried.append((self._score(query, matching), matching.map_from_camera, points, origin, box))
-        tried.sort(key=lambda one: -one[0])
-        found: list[tuple[float, np.ndarray]] = []
-        for _, guess, points, origin, box in tried[: settings.verified_places]:
-            matching = self._match(query, points, origin, guess, settings.passes[-1], box)
-            if matching is not None:
-                pose = _moved(matching.map_from_camera.double().cpu().numpy(), origin)
-                found.append((self._score(query, matching), pose))
+        views = sorted(self.places.search(descriptor, settings.places))  # in order of place: maps are read so
+        starts = [scaled_pose(self.places.map_from_camera[view], 1 / unit) for view in views]
+        tried = [one for start in starts if (one := self._attempt(query, start, settings.passes[0]))]
+        best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
+        starts = [tried[number][1] for number in sorted(best)]
+        found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
         if not found:
             return "nothing of the map is visible from the places that look like the image"
-        score, best = max(found, key=lambda one: one[0])
-        others = [other for other, pose in found if not _same_place(pose, best)]
+        score, place = max(found, key=lambda one: one[0])
+        others = [other for other, pose in found if not _same_place(pose, place)]
         if others and score - max(others) < settings.least_margin:
             return f"two places fit the image as well (scores {score:.2f} and {max(others):.2f})"
-        return best
+        return place
+
+    def _attempt(self, query: Query, start: np.ndarray, stage: Pass) -> tuple[float, np.ndarray] | None:
+        """Score and pose `(4, 4)` of a single pass from a start `(4, 4)`; None where too little is visible."""
+        points = MapInUnits(self.point_map).query(start[:3, 3], self.settings.radius)
+        origin = np.round(start[:3, 3])
+        guess = torch.from_numpy(_moved(start, -origin)).float().to(self.device)
+        matching = self._match(query, points, origin, guess, stage, self._box(guess))
+        if matching is None:
+            return None
+        return self._score(query, matching), _moved(matching.map_from_camera.double().cpu().numpy(), origin)
 
     def _box(self, guess: Tensor) -> Box:
         allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)

@@ -15,7 +15,6 @@ import torch
 from rich.console import Console
 
 from ep2ploc_core import se3
-from ep2ploc_core.cli import progress_bar, stage_bars
 from ep2ploc_core.datasets.bag_writer import write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
@@ -33,6 +32,7 @@ from ep2ploc_core.map.place_index import open_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.progress import progress_bar, stage_bars
 from ep2ploc_core.training.processes import choose_device, run_everywhere
 from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
 from ep2ploc_core.visualization.overlay import draw_overlay, write_image

@@ -26,7 +26,6 @@ from rich.console import Console
 from torch import Tensor
 
 from ep2ploc_core import se3
-from ep2ploc_core.cli import progress_bar
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.sampling import start_sigma
 from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
@@ -38,6 +37,7 @@ from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.pose.pnp import refine, solve_ransac
 from ep2ploc_core.pose.score_search import Box
+from ep2ploc_core.progress import progress_bar
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.processes import choose_device, run_everywhere
 from ep2ploc_core.training.site import SITE_LOSSES, SITE_SCHEDULE, adapt_to_site

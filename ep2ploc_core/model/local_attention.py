@@ -2,7 +2,7 @@
 
 Written out in plain PyTorch the messages of half a million pairs are stored, read and scattered one after the other.
 Here the forward pass and the values' gradient are bags of weighted rows, which PyTorch sums in one fused loop; the
-values' gradient can be such a bag too because neighbourhood is symmetric. About five times faster on a CPU core.
+values' gradient can be such a bag too because neighbourhood is symmetric. That is several times faster on a CPU.
 """
 
 from __future__ import annotations

@@ -15,7 +15,6 @@ import shutil
 from pathlib import Path
 
 import torch
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
 from ep2ploc_core.map.encode import encode_points
@@ -23,13 +22,12 @@ from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.model.checkpoint import PLACES_NOTE, load_network, save_network
 from ep2ploc_core.model.voxels import voxelize
+from ep2ploc_core.progress import progress_bar
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.places import learn_places
 from ep2ploc_core.training.scenes import map_scene
 from ep2ploc_core.training.trainer import Schedule, SiteCodes, Trainer
 
-PLACE_COLUMNS = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
-                 TimeRemainingColumn())  # fmt: skip
 SITE_SAMPLING = SamplingSettings(world=False, group=3, color=0.2, novel=0.5)
 SITE_SCHEDULE = Schedule(steps=700, learning_rate=1e-3, warmup=50, ema=0.99, noise_start=0.6, noise_ramp=0.3)
 
@@ -70,16 +68,13 @@ def adapt_to_site(
         learned = torch.zeros_like(codes.table)
     assert scene.code_voxel is not None
     descriptors = encode_points(points, stored, learned, scene.code_voxel)
-    with Progress(*PLACE_COLUMNS) as progress:
-        task = progress.add_task("learning places")
-        learn_places(
-            stored, point_map.lay_by(descriptors, stored.fingerprint), sampler,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )  # fmt: skip
+    with progress_bar("learning places") as progress:
+        learn_places(stored, point_map.lay_by(descriptors, stored.fingerprint), sampler, progress=progress)
     save_network(stored, scratch / SITE_CHECKPOINT, notes | {PLACES_NOTE: "learned"})
     stored = load_network(scratch / SITE_CHECKPOINT, device)
     # The map stays as it was until all of the new is there.
-    encode_places(point_map.lay_by(descriptors, stored.fingerprint), stored)
+    with progress_bar("encoding places") as progress:
+        encode_places(point_map.lay_by(descriptors, stored.fingerprint), stored, progress)
     aside = Path(map_path) / f"{SITE_CHECKPOINT}.tmp"
     shutil.copyfile(scratch / SITE_CHECKPOINT, aside)
     os.replace(aside, Path(map_path) / SITE_CHECKPOINT)
