@@ -197,9 +197,8 @@ def _ros_summary(result: ReplayResult) -> dict[str, Any]:
 def _pictures(
     out: Path, drive: KittiDrive, point_map: PointMap, queries: Queries, reports: dict[str, Any], result: ReplayResult
 ) -> None:
-    points = point_map.all_points()
     assert queries.map_from_camera is not None
-    plot_trajectory(points, point_map.origin, result.truth, result.estimates, out / "trajectory_ros.png")
+    plot_trajectory(point_map, result.truth, result.estimates, out / "trajectory_ros.png")
     plot_recall({"start": {"results": reports["adapted"]["start_results"]}, **reports}, out / "recall.png")
     rows = [row for row in reports["adapted"]["results"] if row["status"] == "ok"]
     rows.sort(key=lambda row: float(row["translation_error_m"]))

@@ -12,10 +12,12 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2
 
 from ep2ploc_core.evaluation.calibration import PARTS, chance_band, degrees_of_freedom
-from ep2ploc_core.map.point_map import MapPoints, PointMap
+from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.map.unit import NetworkFrame
 
 matplotlib.use("Agg")
 _DRAWN_POINTS = 300_000
+_MARGIN = 25.0  # around the places, in units of `map.unit`
 _LEAST_ERROR = 1e-3  # metres; a logarithmic axis has no zero
 
 
@@ -28,7 +30,7 @@ def plot_evaluation(report: dict[str, Any], truth: np.ndarray, point_map: PointM
     plot_recall({**start, "network": report}, recall)
     estimates = [None if row["map_from_camera"] is None else np.array(row["map_from_camera"]) for row in rows]
     places = np.stack([truth[row["query"]] for row in rows])
-    plot_trajectory(point_map.thinned(_DRAWN_POINTS), point_map.origin, places, estimates, trajectory)
+    plot_trajectory(point_map, places, estimates, trajectory)
     plot_calibration(rows, calibration)
     if not any("distance_to_mapping_m" in row for row in rows):
         return paths[:-1]
@@ -36,32 +38,34 @@ def plot_evaluation(report: dict[str, Any], truth: np.ndarray, point_map: PointM
     return paths
 
 
-def plot_trajectory(
-    points: MapPoints, origin: np.ndarray, truth: np.ndarray, estimates: list[np.ndarray | None], path: Path
-) -> None:
+def plot_trajectory(point_map: PointMap, truth: np.ndarray, estimates: list[np.ndarray | None], path: Path) -> None:
     """True camera places and estimates over the map seen from above.
 
     truth `(N, 4, 4)`; estimates: N poses map_from_camera `(4, 4)`, None where refused.
     """
+    frame = NetworkFrame.of_map(point_map.voxel_size, point_map.info.up)
+    points = point_map.thinned(_DRAWN_POINTS)
+    level = frame.rotation[:2]  # two axes across up, which need not be the map's z
+
     figure = Figure(figsize=(10, 6), layout="constrained")
     axes = figure.add_subplot()
-    near = points.attributes[:, 5] > 0.5  # what stands on the ground draws the streets
+    near = points.attributes[:, 5] > 0.5 * frame.unit  # what stands on the ground draws the streets
     shown = np.flatnonzero(near)[:: max(1, int(near.sum()) // 60_000)]
-    x, y = (points.xyz[shown, :2] + origin[:2]).T
+    x, y = level @ (points.xyz[shown] + point_map.origin).T
     axes.scatter(x, y, s=0.1, color="0.75", rasterized=True)
-    axes.plot(truth[:, 0, 3], truth[:, 1, 3], ".-", color="tab:green", label="truth", markersize=4, linewidth=0.8)
-    given = [(pose, true) for pose, true in zip(estimates, truth, strict=True) if pose is not None]
+    true_places = truth[:, :3, 3] @ level.T
+    axes.plot(*true_places.T, ".-", color="tab:green", label="truth", markersize=4, linewidth=0.8)
+    given = [(level @ pose[:3, 3], true) for pose, true in zip(estimates, true_places, strict=True) if pose is not None]
     if given:
-        found = np.stack([pose[:2, 3] for pose, _ in given])
-        axes.plot(*found.T, "x", color="tab:red", label="estimate", markersize=5)
-        for pose, true in given:
-            axes.plot([pose[0, 3], true[0, 3]], [pose[1, 3], true[1, 3]], color="tab:red", linewidth=0.6)
-    refused = [true for pose, true in zip(estimates, truth, strict=True) if pose is None]
+        axes.plot(*np.stack([found for found, _ in given]).T, "x", color="tab:red", label="estimate", markersize=5)
+        for found, true in given:
+            axes.plot(*np.stack([found, true]).T, color="tab:red", linewidth=0.6)
+    refused = [true for pose, true in zip(estimates, true_places, strict=True) if pose is None]
     if refused:
-        axes.plot(*np.stack([true[:2, 3] for true in refused]).T, "o", mfc="none", color="tab:blue", label="refused")
-    margin = 25
-    axes.set_xlim(truth[:, 0, 3].min() - margin, truth[:, 0, 3].max() + margin)
-    axes.set_ylim(truth[:, 1, 3].min() - margin, truth[:, 1, 3].max() + margin)
+        axes.plot(*np.stack(refused).T, "o", mfc="none", color="tab:blue", label="refused")
+    margin = _MARGIN * frame.unit
+    axes.set_xlim(true_places[:, 0].min() - margin, true_places[:, 0].max() + margin)
+    axes.set_ylim(true_places[:, 1].min() - margin, true_places[:, 1].max() + margin)
     axes.set_aspect("equal")
     axes.set_xlabel("x [m]")
     axes.set_ylabel("y [m]")
