@@ -1,0 +1,400 @@
+"""How old a pose is when it is heard, and why; and how many images get lost on the way. With real processes.
+
+    .venv/bin/python benchmarks/ros.py [--seconds 8] [--minutes 5]
+
+A map_server and a localizer track a camera that stands in a synthetic street, with the weights as shipped, while images
+come at 2, 10 and 30 Hz. Moments are taken by the system's monotonic clock, at the camera and inside the localizer, for
+each image that gets a pose; p50 / p95 of the parts do not add up to those of the whole. Then 1241x376 images are sent
+between two processes that do nothing else. `--minutes` runs nothing but the 30 Hz, for so long, and shows whether delay
+or memory grow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import platform
+import random
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rclpy
+import torch
+from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
+from rclpy.executors import ExternalShutdownException
+from rclpy.node import Node
+from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rich.console import Console
+from rich.table import Table
+from sensor_msgs.msg import CameraInfo, Image
+from std_msgs.msg import Header
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.queries import Queries
+from ep2ploc_core.datasets.sampling import draw_start
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.map.point_map import PointMap
+from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_ros.messages import image_to_message, nanoseconds, pose_to_message
+
+PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_shm.xml"
+PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
+COURSES = [(reliability, rate) for reliability in ("BEST_EFFORT", "RELIABLE") for rate in (10.0, 30.0)]
+PATIENCE, SETTLE, SEED = 120.0, 2.0, 0
+WIDTH, HEIGHT = 1241, 376
+PARTS = {
+    "camera to node": ("sent", "arrived"),
+    "waits for the worker": ("arrived", "taken"),
+    "prior, decoding": ("taken", "begun"),
+    "localizing": ("begun", "found"),
+    "publishing, node to listener": ("found", "heard"),
+    "image to pose": ("sent", "heard"),
+}
+
+
+# ---- processes of their own
+
+
+def run_map_server(path: Path) -> None:
+    from ep2ploc_ros.map_server_node import main
+
+    sys.argv = ["map_server", "--ros-args", "-p", f"map_path:={path}"]
+    main()
+
+
+def run_localizer(log: Path) -> None:
+    """The node as it is, but it writes down when each image arrives, is taken and is localized."""
+    import ep2ploc_ros.localizer_node as module
+
+    file = log.open("w", buffering=1)
+    last: dict[str, float] = {}
+
+    def watch(owner: type, name: str, moment: str, end: str = "", stamp_of: Callable[..., int] | None = None) -> None:
+        original = getattr(owner, name)
+
+        def watched(*arguments: Any) -> Any:
+            begun = time.monotonic()
+            if stamp_of is None:
+                last[moment] = begun
+            elif stamp := stamp_of(*arguments):
+                file.write(json.dumps({"stamp": stamp, moment: begun}) + "\n")
+            result = original(*arguments)
+            if end:
+                last[end] = time.monotonic()
+            return result
+
+        setattr(owner, name, watched)
+
+    def image_stamp(_: object, kind: str, message: Any) -> int:
+        return nanoseconds(message.header.stamp) if kind == "image" else 0
+
+    watch(module.Inbox, "put", "arrived", stamp_of=image_stamp)
+    watch(module.LocalizerNode, "_advance", "taken")
+    watch(module.Localizer, "localize", "begun", "found")
+    publish = module.Outputs.publish
+
+    def published(self: Any, source: Header, *arguments: Any) -> None:
+        publish(self, source, *arguments)
+        file.write(json.dumps({"stamp": nanoseconds(source.stamp), **last}) + "\n")
+
+    module.Outputs.publish = published  # type: ignore[method-assign]
+    sys.argv = ["localizer", "--ros-args", "-p", "image_reliability:=reliable"]
+    module.main()
+
+
+def run_counter(counted: Any) -> None:
+    """Counts the images of each course until it is interrupted."""
+    with suppress(KeyboardInterrupt, ExternalShutdownException):
+        rclpy.init()
+        node = rclpy.create_node("counter")
+
+        def listen(number: int, reliability: str) -> None:
+            def count(_: Image) -> None:
+                counted[number] += 1
+
+            node.create_subscription(Image, f"image_{number}", count, image_qos(reliability))
+
+        for number, (reliability, _) in enumerate(COURSES):
+            listen(number, reliability)
+        while True:
+            rclpy.spin_once(node, timeout_sec=0.5)
+
+
+def run_sender(seconds: float, sent: Any) -> None:
+    """Sends the images of each course, one course after the other."""
+    rclpy.init()
+    node = rclpy.create_node("sender")
+    pixels = np.random.default_rng(SEED).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    image = image_to_message(pixels, Header(frame_id="camera"))
+    publishers = [node.create_publisher(Image, f"image_{k}", image_qos(one)) for k, (one, _) in enumerate(COURSES)]
+    end = time.monotonic() + PATIENCE
+    while not all(one.get_subscription_count() for one in publishers) and time.monotonic() < end:
+        time.sleep(0.1)
+    time.sleep(0.5)  # it may not see us yet
+
+    def course(number: int, rate: float) -> None:
+        def send() -> None:
+            publishers[number].publish(image)
+            sent[number] += 1
+
+        pace(node, seconds, rate, send)
+
+    for number, (_, rate) in enumerate(COURSES):
+        course(number, rate)
+    time.sleep(1.0)
+
+
+def image_qos(reliability: str) -> QoSProfile:
+    return QoSProfile(depth=5, reliability=ReliabilityPolicy[reliability])
+
+
+@contextmanager
+def process(work: Callable[..., None], *arguments: Any) -> Iterator[Any]:
+    """Runs a function in a process of its own, and ends it with Ctrl-C."""
+    started = multiprocessing.get_context("spawn").Process(target=work, args=arguments)
+    started.start()
+    try:
+        yield started
+    finally:
+        if started.pid is not None and started.is_alive():
+            os.kill(started.pid, signal.SIGINT)
+        started.join(10)
+        started.kill()
+
+
+@contextmanager
+def environment(profile: bool) -> Iterator[None]:
+    """A random ROS domain on this machine alone, with the Fast DDS profile that is shipped or without."""
+    kept = dict(os.environ)
+    os.environ.update(ROS_DOMAIN_ID=str(random.SystemRandom().randint(1, 101)))
+    os.environ.update(ROS_AUTOMATIC_DISCOVERY_RANGE="LOCALHOST", OMP_NUM_THREADS="1")
+    for variable in PROFILE_VARIABLES:
+        os.environ.pop(variable, None)
+        if profile:
+            os.environ[variable] = str(PROFILE)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(kept)
+
+
+# ---- from image to pose
+
+
+class Camera:
+    """A camera that stands in the street; it hears the poses of its images."""
+
+    def __init__(self, queries: Queries, index: int) -> None:
+        assert queries.map_from_camera is not None
+        self.node = rclpy.create_node("camera")
+        self.pixels, self.camera, self.truth = queries.image(index), queries.camera, queries.map_from_camera[index]
+        self.images = self.node.create_publisher(Image, "image", QoSProfile(depth=5))
+        self.infos = self.node.create_publisher(CameraInfo, "camera_info", QoSProfile(depth=5))
+        self.starts = self.node.create_publisher(PoseWithCovarianceStamped, "/initialpose", QoSProfile(depth=1))
+        self.node.create_subscription(PoseStamped, "pose", self.hear, QoSProfile(depth=100))
+        self.sent: dict[int, float] = {}
+        self.heard: dict[int, float] = {}
+
+    def hear(self, message: PoseStamped) -> None:
+        self.heard[nanoseconds(message.header.stamp)] = time.monotonic()
+
+    def give_start(self) -> None:
+        """A first guess that is off as one from a hand is."""
+        message = PoseWithCovarianceStamped(header=Header(frame_id="map"))
+        error = se3.exp(torch.from_numpy(draw_start(np.random.default_rng(SEED), 0.3))).numpy()
+        message.pose.pose = pose_to_message(self.truth @ error)
+        self.starts.publish(message)
+
+    def send(self) -> None:
+        header = Header(frame_id="camera", stamp=self.node.get_clock().now().to_msg())
+        info = CameraInfo(header=header, width=self.camera.width, height=self.camera.height)
+        info.k = self.camera.matrix.ravel().tolist()
+        image = image_to_message(self.pixels, header)
+        self.sent[nanoseconds(header.stamp)] = time.monotonic()
+        self.infos.publish(info)
+        self.images.publish(image)
+
+    def start(self) -> None:
+        """Sends images until the first pose comes."""
+        end = time.monotonic() + PATIENCE
+        while not self.heard:
+            if time.monotonic() > end:
+                raise SystemExit(f"No pose came in {PATIENCE:.0f} s; what the nodes say is above.")
+            if self.starts.get_subscription_count():
+                self.give_start()
+                self.send()
+            pace(self.node, 1.0, 1.0, lambda: None)
+        pace(self.node, SETTLE, 1.0, lambda: None)
+        self.sent.clear()
+        self.heard.clear()
+
+
+def steady_image(map_path: Path, queries: Queries) -> int:
+    """The first query whose pose is found again and again when each search begins where the last one ended."""
+    localizer = Localizer(load_network("edge"), PointMap.open(map_path))
+    assert queries.map_from_camera is not None
+    for index, truth in enumerate(queries.map_from_camera):
+        prior: np.ndarray | None = truth
+        for _ in range(4):
+            if prior is not None:
+                prior = localizer.localize(queries.image(index), queries.camera, prior).map_from_camera
+        if prior is not None:
+            return index
+    raise SystemExit("None of the street's images is localized; is the network the one that is shipped?")
+
+
+def pace(node: Node, seconds: float, rate: float, work: Callable[[], None]) -> None:
+    """Calls `work` `rate` times a second, and lets the node hear in between."""
+    begun = due = time.monotonic()
+    while time.monotonic() < begun + seconds:
+        if time.monotonic() >= due:
+            due += 1 / rate
+            work()
+        rclpy.spin_once(node, timeout_sec=max(0.0, due - time.monotonic()))
+
+
+def moments(log: Path, camera: Camera) -> list[dict[str, float]]:
+    """What is known of each image that got a pose, in the order of the images."""
+    known = {stamp: {"sent": sent} for stamp, sent in camera.sent.items()}
+    for line in log.read_text().splitlines(keepends=True):
+        if line.endswith("\n") and (entry := json.loads(line)).pop("stamp") in known:
+            known[json.loads(line)["stamp"]].update(entry)
+    for stamp, heard in camera.heard.items():
+        if stamp in known:
+            known[stamp]["heard"] = heard
+    wanted = {moment for part in PARTS.values() for moment in part}
+    return [one for one in known.values() if wanted <= one.keys()]
+
+
+class Threads:
+    """Share of a core that the threads of a process use: the localizer's Python runs on two of them, its executor's
+    (the first of the process) and its worker's."""
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.before, self.at = self._read(), time.monotonic()
+
+    def _read(self) -> dict[int, float]:
+        ticks = os.sysconf("SC_CLK_TCK")
+        used: dict[int, float] = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            fields = (task / "stat").read_text().rpartition(")")[2].split()
+            used[int(task.name)] = (int(fields[11]) + int(fields[12])) / ticks
+        return used
+
+    def executor_and_rest(self) -> tuple[float, float]:
+        """Since this was made."""
+        seconds = time.monotonic() - self.at
+        used = {thread: now - self.before.get(thread, 0.0) for thread, now in self._read().items()}
+        executor = used.pop(self.pid) / seconds
+        return executor, sum(used.values()) / seconds
+
+
+def memory(pid: int) -> float:
+    """Megabytes that a process holds."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
+
+def spread(values: list[float]) -> str:
+    return f"{1000 * np.quantile(values, 0.5):.1f} / {1000 * np.quantile(values, 0.95):.1f}"
+
+
+def latency(console: Console, seconds: float, minutes: float, title: str) -> None:
+    """Measures with all nodes; prints one table."""
+    from localizer import street  # the benchmark beside this one
+
+    with tempfile.TemporaryDirectory() as folder, environment(profile=True):
+        map_path, query_path = street(Path(folder))
+        queries = Queries(query_path)
+        steady = steady_image(map_path, queries)
+        log = Path(folder) / "moments.jsonl"
+        with process(run_map_server, map_path), process(run_localizer, log) as localizer:
+            rclpy.init()
+            camera = Camera(queries, steady)
+            camera.start()
+            if minutes:
+                console.print(endurance(camera, localizer.pid, minutes, title))
+                return
+            table = Table(title=f"From image to pose, ms, p50 / p95; {title}")
+            table.add_column("")
+            columns = []
+            for rate in (2.0, 10.0, 30.0):
+                camera.sent.clear()
+                camera.heard.clear()
+                threads = Threads(localizer.pid)
+                pace(camera.node, seconds * (1.5 if rate < 5 else 1.0), rate, camera.send)
+                executor, rest = threads.executor_and_rest()
+                pace(camera.node, SETTLE, 1.0, lambda: None)
+                known = moments(log, camera)
+                if not known:
+                    raise SystemExit("No image got a pose; was the machine too busy?")
+                rows = {part: spread([one[b] - one[a] for one in known]) for part, (a, b) in PARTS.items()}
+                rows["images sent, poses heard"] = f"{len(camera.sent)}, {len(known)}"
+                rows["cores: executor, all else"] = f"{executor:.2f}, {rest:.2f}"
+                columns.append(rows)
+                table.add_column(f"{rate:.0f} Hz", justify="right")
+            for name in columns[0]:
+                table.add_row(name, *(column[name] for column in columns))
+            console.print(table)
+
+
+def endurance(camera: Camera, pid: int, minutes: float, title: str) -> Table:
+    """Ten stretches of images at 30 Hz."""
+    table = Table(title=f"{minutes:g} minutes at 30 Hz; {title}")
+    for name in ("minute", "images", "poses", "age of a pose, ms, p50 / p95", "localizer, MB"):
+        table.add_column(name, justify="right")
+    for part in range(10):
+        camera.sent.clear()
+        camera.heard.clear()
+        pace(camera.node, minutes * 6, 30.0, camera.send)
+        ages = [heard - camera.sent[stamp] for stamp, heard in camera.heard.items() if stamp in camera.sent]
+        end = minutes * (part + 1) / 10
+        counts = (str(len(camera.sent)), str(len(ages)))
+        table.add_row(f"{end:.1f}", *counts, spread(ages) if ages else "-", f"{memory(pid):.0f}")
+    return table
+
+
+# ---- lost images
+
+
+def losses(console: Console, seconds: float, title: str) -> None:
+    """Sends images to a process that counts them, with the profile and without; prints one table."""
+    table = Table(title=f"Images {WIDTH}x{HEIGHT} rgb8, received of sent; {title}")
+    for name in ("Fast DDS profile", "QoS", "10 Hz", "30 Hz"):
+        table.add_column(name, justify="right" if "Hz" in name else "left")
+    for profile in (True, False):
+        counted, sent = (multiprocessing.get_context("spawn").Array("i", len(COURSES)) for _ in range(2))
+        with environment(profile), process(run_counter, counted), process(run_sender, seconds, sent) as sender:
+            sender.join()
+        cells = [f"{heard} / {all_of_them}" for heard, all_of_them in zip(counted, sent, strict=True)]
+        for first in (0, 2):
+            name = COURSES[first][0].lower().replace("_", " ")
+            table.add_row("config/fastdds_shm.xml" if profile else "none", name, *cells[first : first + 2])
+    console.print(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
+    parser.add_argument("--minutes", type=float, default=0.0, help="endurance instead: minutes at 30 Hz")
+    arguments = parser.parse_args()
+    title = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
+    console = Console(width=110)
+    latency(console, arguments.seconds, arguments.minutes, title)
+    if not arguments.minutes:
+        losses(console, arguments.seconds / 2, title)
+
+
+if __name__ == "__main__":
+    main()
