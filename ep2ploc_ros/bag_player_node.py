@@ -23,7 +23,7 @@ from ep2ploc_ros.health import OK, WARN, Health
 from ep2ploc_ros.parameters import BagPlayerParameters, declare
 from ep2ploc_ros.running import RunnableNode, run
 
-_CLOCK_STEP = 0.01  # seconds of wall time between messages on /clock
+_CLOCK_STEP = 0.025  # seconds of wall time between messages on /clock: each costs every node a millisecond
 _IMAGE_TYPES = ("sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage")
 
 
