@@ -50,8 +50,8 @@ class SubmapCache:
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The held points within `radius` metres (horizontally) of `centre` `(3,)`, map frame."""
         self._fetch(np.asarray(centre))
-        offset = self._points.xyz[:, :2] - np.asarray(centre, np.float32)[:2]
-        return self._points.select((offset * offset).sum(1) < radius * radius)
+        x, y = (self._points.xyz[:, axis] - np.float32(centre[axis]) for axis in (0, 1))
+        return self._points.select(x * x + y * y < radius * radius)
 
 
 class SubmapClient:
@@ -112,6 +112,7 @@ class SubmapClient:
                 f"The submap comes in the frame '{message.header.frame_id}' or without descriptors; give map_server "
                 "and localizer the same map_frame, and an encoded map."
             )
+        points.descriptors = np.ascontiguousarray(points.descriptors)  # once, for every image selects from them
         self.cache.hold(centre, points)
         self._asked.clear()
 

@@ -58,8 +58,12 @@ class MapPoints:
 
     def select(self, index: np.ndarray) -> MapPoints:
         """The points of a boolean mask or of indices."""
-        descriptors = None if self.descriptors is None else self.descriptors[index]
-        return MapPoints(self.xyz[index], self.attributes[index], self.seen[index], descriptors)
+        rows = np.flatnonzero(index) if index.dtype == bool else index
+        # `take` is several times as fast as indexing, and a localizer selects anew for every image.
+        return MapPoints(
+            np.take(self.xyz, rows, axis=0), np.take(self.attributes, rows, axis=0), np.take(self.seen, rows, axis=0),
+            None if self.descriptors is None else np.take(self.descriptors, rows, axis=0),
+        )  # fmt: skip
 
     def to_structured(self) -> np.ndarray:
         """As an array of POINT_TYPE, the form on disk."""
