@@ -1,12 +1,11 @@
-"""How old a pose is when it is heard, and why; and how many images get lost on the way. With real processes.
+"""How old a pose is when it is heard, and why: with a map_server and a localizer as processes of their own.
 
     .venv/bin/python benchmarks/ros.py [--seconds 8] [--minutes 5]
 
 A map_server and a localizer track a camera that stands in a synthetic street, with the weights as shipped, while images
 come at 2, 10 and 30 Hz. Moments are taken by the system's monotonic clock, at the camera and inside the localizer, for
-each image that gets a pose; p50 / p95 of the parts do not add up to those of the whole. Then 1241x376 images are sent
-between two processes that do nothing else. `--minutes` runs nothing but the 30 Hz, for so long, and shows whether delay
-or memory grow.
+each image that gets a pose; p50 / p95 of the parts do not add up to those of the whole. `--minutes` runs nothing but
+the 30 Hz, for so long, and shows whether delay or memory grow.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +29,8 @@ import numpy as np
 import rclpy
 import torch
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
-from rclpy.executors import ExternalShutdownException
 from rclpy.node import Node
-from rclpy.qos import QoSProfile, ReliabilityPolicy
+from rclpy.qos import QoSProfile
 from rich.console import Console
 from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
@@ -48,9 +46,7 @@ from ep2ploc_ros.messages import image_to_message, nanoseconds, pose_to_message
 
 PROFILE = Path(__file__).resolve().parents[1] / "config" / "fastdds_shm.xml"
 PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")
-COURSES = [(reliability, rate) for reliability in ("BEST_EFFORT", "RELIABLE") for rate in (10.0, 30.0)]
 PATIENCE, SETTLE, SEED = 120.0, 2.0, 0
-WIDTH, HEIGHT = 1241, 376
 PARTS = {
     "camera to node": ("sent", "arrived"),
     "waits for the worker": ("arrived", "taken"),
@@ -109,52 +105,6 @@ def run_localizer(log: Path) -> None:
     module.Outputs.publish = published  # type: ignore[method-assign]
     sys.argv = ["localizer", "--ros-args", "-p", "image_reliability:=reliable"]
     module.main()
-
-
-def run_counter(counted: Any) -> None:
-    """Counts the images of each course until it is interrupted."""
-    with suppress(KeyboardInterrupt, ExternalShutdownException):
-        rclpy.init()
-        node = rclpy.create_node("counter")
-
-        def listen(number: int, reliability: str) -> None:
-            def count(_: Image) -> None:
-                counted[number] += 1
-
-            node.create_subscription(Image, f"image_{number}", count, image_qos(reliability))
-
-        for number, (reliability, _) in enumerate(COURSES):
-            listen(number, reliability)
-        while True:
-            rclpy.spin_once(node, timeout_sec=0.5)
-
-
-def run_sender(seconds: float, sent: Any) -> None:
-    """Sends the images of each course, one course after the other."""
-    rclpy.init()
-    node = rclpy.create_node("sender")
-    pixels = np.random.default_rng(SEED).integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
-    image = image_to_message(pixels, Header(frame_id="camera"))
-    publishers = [node.create_publisher(Image, f"image_{k}", image_qos(one)) for k, (one, _) in enumerate(COURSES)]
-    end = time.monotonic() + PATIENCE
-    while not all(one.get_subscription_count() for one in publishers) and time.monotonic() < end:
-        time.sleep(0.1)
-    time.sleep(0.5)  # it may not see us yet
-
-    def course(number: int, rate: float) -> None:
-        def send() -> None:
-            publishers[number].publish(image)
-            sent[number] += 1
-
-        pace(node, seconds, rate, send)
-
-    for number, (_, rate) in enumerate(COURSES):
-        course(number, rate)
-    time.sleep(1.0)
-
-
-def image_qos(reliability: str) -> QoSProfile:
-    return QoSProfile(depth=5, reliability=ReliabilityPolicy[reliability])
 
 
 @contextmanager
@@ -365,35 +315,13 @@ def endurance(camera: Camera, pid: int, minutes: float, title: str) -> Table:
     return table
 
 
-# ---- lost images
-
-
-def losses(console: Console, seconds: float, title: str) -> None:
-    """Sends images to a process that counts them, with the profile and without; prints one table."""
-    table = Table(title=f"Images {WIDTH}x{HEIGHT} rgb8, received of sent; {title}")
-    for name in ("Fast DDS profile", "QoS", "10 Hz", "30 Hz"):
-        table.add_column(name, justify="right" if "Hz" in name else "left")
-    for profile in (True, False):
-        counted, sent = (multiprocessing.get_context("spawn").Array("i", len(COURSES)) for _ in range(2))
-        with environment(profile), process(run_counter, counted), process(run_sender, seconds, sent) as sender:
-            sender.join()
-        cells = [f"{heard} / {all_of_them}" for heard, all_of_them in zip(counted, sent, strict=True)]
-        for first in (0, 2):
-            name = COURSES[first][0].lower().replace("_", " ")
-            table.add_row("config/fastdds_shm.xml" if profile else "none", name, *cells[first : first + 2])
-    console.print(table)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--minutes", type=float, default=0.0, help="endurance instead: minutes at 30 Hz")
     arguments = parser.parse_args()
     title = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-    console = Console(width=110)
-    latency(console, arguments.seconds, arguments.minutes, title)
-    if not arguments.minutes:
-        losses(console, arguments.seconds / 2, title)
+    latency(Console(width=110), arguments.seconds, arguments.minutes, title)
 
 
 if __name__ == "__main__":
