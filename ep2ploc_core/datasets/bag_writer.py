@@ -86,7 +86,7 @@ class _Recorder:
         self._writer = writer
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._connections = {
-            topic: writer.add_connection(topic, kind, typestore=self._store, offered_qos_profiles=[_qos(topic)])
+            topic: writer.add_connection(topic, kind, typestore=self._store, offered_qos_profiles=[bag_qos(topic == "/tf_static")])
             for topic, kind in _TOPICS.items()
         }
 
@@ -193,7 +193,8 @@ class _Recorder:
         )
 
 
-def _qos(topic: str) -> Qos:
-    durability = QosDurability.TRANSIENT_LOCAL if topic == "/tf_static" else QosDurability.VOLATILE
+def bag_qos(latched: bool) -> Qos:
+    """What a bag says of the topic's publisher: players publish it again in this way."""
+    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
     never, liveliness = QosTime(0, 0), QosLiveliness.AUTOMATIC
     return Qos(QosHistory.KEEP_LAST, 10, QosReliability.RELIABLE, durability, never, never, liveliness, never, False)
