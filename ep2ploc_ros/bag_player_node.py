@@ -43,11 +43,10 @@ class BagPlayerNode(RunnableNode):
         self._player = threading.Thread(target=self._play_all, name="player", daemon=True)
         self._player.start()
 
-    def stop(self) -> bool:
+    def stop(self) -> None:
         """Ends the player."""
         self._stopping.set()
         self._player.join(timeout=1.0)
-        return not self._player.is_alive()
 
     def _advertise(self, connection: Connection) -> None:
         try:

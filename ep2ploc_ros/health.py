@@ -10,6 +10,7 @@ from rclpy.node import Node
 
 OK, WARN, ERROR = DiagnosticStatus.OK, DiagnosticStatus.WARN, DiagnosticStatus.ERROR
 _REPEAT_SECONDS = 5.0
+_LONGEST = 500  # characters: a sentence may quote what came in a message
 
 
 class Health:
@@ -30,6 +31,7 @@ class Health:
 
     def report(self, level: bytes, message: str, **values: object) -> None:
         """Sets the state; what is not OK goes into the log too, the same sentence at most once in five seconds."""
+        message = message[:_LONGEST]
         with self._lock:
             self._level, self._message = level, message
         self.note(**values)
@@ -38,13 +40,14 @@ class Health:
 
     def reject(self, message: str) -> None:
         """Says that a message was turned down, and leaves the state as it is."""
+        message = message[:_LONGEST]
         self.note(last_rejected=message)
         self._log(WARN, message)
 
     def note(self, **values: object) -> None:
         """Sets values beside the state."""
         with self._lock:
-            self._values.update({name: str(value) for name, value in values.items()})
+            self._values.update({name: str(value)[:_LONGEST] for name, value in values.items()})
 
     def _log(self, level: bytes, message: str) -> None:
         now = self._clock.now().nanoseconds

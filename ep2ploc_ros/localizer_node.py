@@ -70,6 +70,7 @@ class LocalizerNode(RunnableNode):
         )  # fmt: skip
         self._places = NO_PLACES
         self._camera: Camera | None = None
+        self._camera_frame = ""
         self._camera_problem = f"No camera_info has arrived on {self.resolve_topic_name('camera_info')} yet."
         self._image: Image | CompressedImage | None = None  # the one to work on next
         self._given: np.ndarray | None = self._initial_parameter()  # an initial pose, not yet handed to the tracker
@@ -78,11 +79,10 @@ class LocalizerNode(RunnableNode):
         self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
         self._worker.start()
 
-    def stop(self) -> bool:
-        """Ends the worker; False when it is still computing after a second."""
+    def stop(self) -> None:
+        """Ends the worker, unless it goes on computing for more than a second."""
         self._inbox.close()
         self._worker.join(timeout=1.0)
-        return not self._worker.is_alive()
 
     # ---- executor thread: nothing but handing over
 
@@ -242,7 +242,7 @@ class LocalizerNode(RunnableNode):
 
     def _take_camera_info(self, message: CameraInfo) -> None:
         try:
-            self._camera = camera_from_message(message)
+            self._camera, self._camera_frame = camera_from_message(message), message.header.frame_id
         except InputError as error:
             self._camera, self._camera_problem = None, str(error)
             raise
@@ -267,6 +267,11 @@ class LocalizerNode(RunnableNode):
             raise InputError("The image's header has no frame_id; set it in the camera driver.")
         if self._camera is None:
             raise InputError(self._camera_problem)
+        if self._camera_frame not in ("", message.header.frame_id):
+            self._health.reject(
+                f"Images come in the frame '{message.header.frame_id}', their camera_info in '{self._camera_frame}'; "
+                "if these are two cameras, remap image and camera_info to the same one."
+            )
         decode = image_from_compressed if isinstance(message, CompressedImage) else image_from_message
         image = decode(message)
         found = self._localizer.localize(image, self._camera, prior)

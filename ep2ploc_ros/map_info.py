@@ -48,11 +48,13 @@ class MapDescription:
     def from_message(cls, message: String) -> MapDescription:
         """Raises InputError when it is not the message of a map_server."""
         try:
-            content = yaml.safe_load(message.data)
-            content.update({name: str(content[name]) for name in ("path", "checkpoint", "checkpoint_file")})
-            content["voxel_size"] = float(content["voxel_size"])
-            if not 0 < content["voxel_size"] < math.inf:
+            described = cls(**yaml.safe_load(message.data))
+            texts = (described.path, described.checkpoint, described.checkpoint_file)
+            counts = (described.num_points, described.places)
+            if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
+                raise ValueError("a field is of another type")
+            if not isinstance(described.voxel_size, float) or not 0 < described.voxel_size < math.inf:
                 raise ValueError("a voxel has a size")
-            return cls(**content)
-        except (yaml.YAMLError, AttributeError, KeyError, TypeError, ValueError) as error:
+            return described
+        except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
             raise InputError("The map_info message is not that of a map_server of this version.") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import Pose, PoseStamped, PoseWithCovarianceStamped
 from nav_msgs.msg import Path as PathMessage
@@ -72,21 +73,13 @@ class RecorderNode(RunnableNode):
         self._write("image", nanoseconds(message.header.stamp))
 
     def _on_pose(self, kind: str, message: PoseStamped) -> None:
-        map_from_camera = pose_from_message(message.pose)
-        self._write(kind, nanoseconds(message.header.stamp), map_from_camera=map_from_camera.tolist())
+        self._write_pose(kind, message.header.stamp, message.pose)
 
     def _on_tf(self, message: TFMessage) -> None:
         for one in message.transforms:
             pose, place = Pose(orientation=one.transform.rotation), one.transform.translation
             pose.position.x, pose.position.y, pose.position.z = place.x, place.y, place.z
-            parent_from_child: np.ndarray = pose_from_message(pose)
-            self._write(
-                "tf",
-                nanoseconds(one.header.stamp),
-                parent=one.header.frame_id,
-                child=one.child_frame_id,
-                map_from_camera=parent_from_child.tolist(),
-            )
+            self._write_pose("tf", one.header.stamp, pose, parent=one.header.frame_id, child=one.child_frame_id)
 
     def _on_diagnostics(self, message: DiagnosticArray) -> None:
         for one in message.status:
@@ -98,6 +91,14 @@ class RecorderNode(RunnableNode):
                 message=one.message,
                 values={value.key: value.value for value in one.values},
             )
+
+    def _write_pose(self, kind: str, stamp: Time, pose: Pose, **what: str) -> None:
+        try:
+            target_from_source: np.ndarray = pose_from_message(pose)
+        except InputError as error:
+            self.get_logger().warning(f"not written down: {kind}: {error}", throttle_duration_sec=5.0)
+            return
+        self._write(kind, nanoseconds(stamp), **what, map_from_camera=target_from_source.tolist())
 
     def _write(self, kind: str, stamp: int, **what: Any) -> None:
         self._file.write(json.dumps({"kind": kind, "stamp": stamp, "heard": time.monotonic(), **what}) + "\n")

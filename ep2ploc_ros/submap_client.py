@@ -19,6 +19,7 @@ from ep2ploc_ros.messages import nanoseconds, pose_to_message
 
 _ASK_AGAIN_SECONDS = 2.0
 _PATIENCE_SECONDS = 6.0
+_MOST_UNANSWERED = 10  # requests that are remembered while no map_server answers
 
 
 class SubmapCache:
@@ -120,6 +121,8 @@ class SubmapClient:
         if near and now - self._asked_at < _ASK_AGAIN_SECONDS:
             return
         self._asked_at = now
+        if len(self._asked) >= _MOST_UNANSWERED:
+            self._asked.pop(next(iter(self._asked)))  # the oldest
         self._asked[nanoseconds(header.stamp)] = position
         request = PoseStamped(pose=pose_to_message(map_from_camera))
         request.header.stamp, request.header.frame_id = header.stamp, self._map_frame

@@ -12,6 +12,8 @@ from __future__ import annotations
 import numpy as np
 from builtin_interfaces.msg import Time as Stamp
 from geometry_msgs.msg import TransformStamped
+from rclpy.clock import JumpThreshold
+from rclpy.duration import Duration
 from rclpy.node import Node
 from rclpy.time import Time
 
@@ -36,6 +38,10 @@ class Transforms:
         self._buffer = Buffer()
         self._listener = TransformListener(self._buffer, node)
         self._broadcaster = TransformBroadcaster(node)
+        # When simulated time jumps back (a bag in a loop) the buffer would take what comes now for old, and drop it.
+        back = JumpThreshold(min_forward=None, min_backward=Duration(nanoseconds=-1))
+        clear = self._buffer.clear
+        self._jump = node.get_clock().create_jump_callback(back, post_callback=lambda _: clear())
 
     def base_from_camera(self, camera_frame: str) -> np.ndarray:
         """Where the camera sits on the robot `(4, 4)`; raises MissingTransformError."""

@@ -114,6 +114,11 @@ class Buffer:
         """Adds a transform that holds for ever."""
         self._set(transform, is_static=True)
 
+    def clear(self) -> None:
+        """Forgets what changes with time."""
+        with self._lock:
+            self._edges = {child: edge for child, edge in self._edges.items() if edge.is_static}
+
     def lookup_transform(self, target_frame: str, source_frame: str, time: Time) -> TransformStamped:
         """target_from_source at a time (zero: the newest). Raises TransformException, which says what is missing."""
         stamp = time.nanoseconds
