@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -37,9 +38,7 @@ class BagRecorder:
             )
             qos = QoSProfile(depth=1000)
             qos.durability = DurabilityPolicy.TRANSIENT_LOCAL if latched else DurabilityPolicy.VOLATILE
-            node.create_subscription(
-                kind, topic, lambda raw, connection=connection: self._take(connection, raw), qos, raw=True
-            )
+            node.create_subscription(kind, topic, partial(self._take, connection), qos, raw=True)
 
     def close(self) -> None:
         """Ends the bag; without this it cannot be read."""

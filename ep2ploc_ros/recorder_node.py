@@ -64,10 +64,9 @@ class RecorderNode(RunnableNode):
         self.create_timer(1.0, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._write("ready", 0)
 
-    def stop(self) -> bool:
+    def stop(self) -> None:
         """Ends the bag."""
         self._bag.close()
-        return True
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._write("image", nanoseconds(message.header.stamp))

@@ -86,7 +86,9 @@ class _Recorder:
         self._writer = writer
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._connections = {
-            topic: writer.add_connection(topic, kind, typestore=self._store, offered_qos_profiles=[bag_qos(topic == "/tf_static")])
+            topic: writer.add_connection(
+                topic, kind, typestore=self._store, offered_qos_profiles=[bag_qos(topic == "/tf_static")]
+            )
             for topic, kind in _TOPICS.items()
         }
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
@@ -19,7 +20,7 @@ from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.demo_replay import replay
+from ep2ploc_ros.demo_replay import RECORDED, replay
 from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
@@ -171,7 +172,19 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
         if image.tf is not None:
             assert np.allclose(image.tf, image.map_from_camera)
     assert [row["status"] for row in result.rows()] == ["refused" if one is None else "ok" for one in result.estimates]
-    assert result.summary()["tf_differs_from_pose_by_m"] < 1e-6
+    summary = result.summary()
+    assert summary["tf_differs_from_pose_by_m"] < 1e-6
+    assert summary["poses"] + summary["images_refused"] + summary["images_dropped"] == 4
+    assert (summary["latency_p95_s"] is None) == (summary["poses"] == 0)
+    with AnyReader([tmp_path / "out" / RECORDED]) as reader:  # what rosbag2 would have recorded
+        heard = {connection.topic: connection.msgcount for connection in reader.connections}
+        assert heard["/pose"] == heard["/pose_with_covariance"] == heard["/tf"] == summary["poses"]
+        assert heard["/ground_truth/pose"] == 5
+        assert heard["/tf_static"] and heard["/diagnostics"]
+        truth = [reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages() if c.topic.startswith("/ground")]
+        assert [nanoseconds(pose.header.stamp) for pose in truth] == [round(f.stamp * 1e9) for f in drive.frames]
+        begin = round(drive.frames[0].stamp * 1e9) - INITIAL_POSE_LEAD  # in the time of the bag that was played
+        assert begin <= reader.start_time <= reader.end_time < begin + 60e9
     assert {log.name for log in (tmp_path / "out").glob("*.log")} == {
         "recorder.log", "map_server.log", "localizer.log", "bag_player.log",
     }  # fmt: skip
