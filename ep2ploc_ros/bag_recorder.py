@@ -11,7 +11,7 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.rosbag2 import StoragePlugin, Writer, WriterError
 from rosbags.typesys import Stores, get_typestore
 
-from ep2ploc_core.datasets.bag_writer import bag_qos
+from ep2ploc_core.datasets.bag_writer import BAG_VERSION, bag_qos
 from ep2ploc_core.errors import InputError
 
 _LATCHED = ("/tf_static",)
@@ -24,7 +24,7 @@ class BagRecorder:
         """topics: message classes by name. Raises InputError when there is no place for a bag at `bag`."""
         self._node = node
         self._early: list[tuple[Any, bytes]] = []
-        self._writer: Writer | None = Writer(bag, version=Writer.VERSION_LATEST, storage_plugin=StoragePlugin.MCAP)
+        self._writer: Writer | None = Writer(bag, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
         try:
             self._writer.open()
         except (WriterError, OSError) as error:

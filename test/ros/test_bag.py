@@ -7,6 +7,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from rosbags.highlevel import AnyReader
@@ -83,6 +84,25 @@ def test_bag_holds_what_the_drive_holds(drive: KittiDrive, tmp_path: Path, stora
     translation = placed["camera"].transform.translation
     base_from_camera = np.linalg.inv(drive.camera_from_lidar)
     assert np.allclose([translation.x, translation.y, translation.z], base_from_camera[:3, 3])
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_metadata_is_what_rosbag2_of_humble_and_of_jazzy_take(drive: KittiDrive, tmp_path: Path, storage: str) -> None:
+    write_kitti_bag(drive, tmp_path / "bag", storage=storage)
+    text = (tmp_path / "bag" / "metadata.yaml").read_text()
+    metadata = yaml.safe_load(text)["rosbag2_bagfile_information"]
+    assert metadata["version"] == 8
+    assert metadata["storage_identifier"] == storage
+    assert [(tmp_path / "bag" / name).is_file() for name in metadata["relative_file_paths"]] == [True]
+    topics = [one["topic_metadata"] for one in metadata["topics_with_message_count"]]
+    durabilities = {}
+    for topic in topics:
+        assert topic["serialization_format"] == "cdr"
+        assert topic["type_description_hash"].startswith("RIHS01_")  # of REP-2016; Humble passes over it
+        (profile,) = yaml.safe_load(topic["offered_qos_profiles"])  # a text in the text, policies as numbers
+        durabilities[topic["name"]] = profile["durability"]
+    latched = DurabilityPolicy.TRANSIENT_LOCAL.value
+    assert [name for name, durability in durabilities.items() if durability == latched] == ["/tf_static"]
 
 
 def test_bag_of_chosen_frames(drive: KittiDrive, tmp_path: Path) -> None:
