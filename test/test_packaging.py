@@ -22,8 +22,9 @@ MANIFEST = ElementTree.parse(ROOT / "package.xml").getroot()
 ROSDEP = {
     "PIL": "python3-pil", "cv2": "python3-opencv", "kiss_icp": None, "matplotlib": "python3-matplotlib",
     "numpy": "python3-numpy", "omegaconf": None, "open3d": "python3-open3d-pip", "rerun": None,
-    "rich": "python3-rich", "rosbags": "python3-rosbags-pip", "safetensors": None, "scipy": "python3-scipy", "tensorboard": "python3-tensorboard-pip",
-    "timm": "python3-timm-pip", "torch": "python3-torchvision-pip", "typer": "python3-typer", "yaml": "python3-yaml",
+    "rich": "python3-rich", "rosbags": "python3-rosbags-pip", "safetensors": None, "scipy": "python3-scipy",
+    "tensorboard": "python3-tensorboard-pip", "timm": "python3-timm-pip", "torch": "python3-torchvision-pip",
+    "typer": "python3-typer", "yaml": "python3-yaml",
 }  # fmt: skip
 HIDDEN = {"rerun": "rerun-sdk"}  # its folder is put on the path by a .pth file, so its metadata do not name the package
 OURS = {"ep2ploc_core", "ep2ploc_ros"}
