@@ -155,7 +155,7 @@ def _tell(report: dict[str, Any], out: Path) -> None:
     (out / "tables.md").write_text(markdown)
     console.print(f"\nEverything is in {out}:")
     for name, what in _LEFT.items():
-        console.print(f"  {name:24}{what}")
+        console.print(f"  {name:24}{what}", soft_wrap=True)
 
 
 def _two_columns(title: str, values: dict[str, Any]) -> Table:

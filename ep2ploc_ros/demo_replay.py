@@ -71,8 +71,9 @@ class ReplayResult:
         for image in self.images:
             if image.truth is not None:
                 status = "refused" if image.map_from_camera is None else "ok"
-                row = {"stamp": image.stamp, "status": status, "seconds": image.latency or 0.0}
-                rows.append({**row, **error_row(image.map_from_camera, image.truth)})
+                seconds = {} if image.latency is None else {"seconds": image.latency}
+                errors = error_row(image.map_from_camera, image.truth)
+                rows.append({"stamp": image.stamp, "status": status, **seconds, **errors})
         return rows
 
     def summary(self) -> dict[str, object]:
@@ -88,6 +89,7 @@ class ReplayResult:
             "tf_differs_from_pose_by_m": round(max(apart, default=0.0), 6),
             "images_dropped": dropped,
             "images_refused": max(0, received - dropped - len(latencies)),
+            "images_sent_per_second": round(len(self.images) / self.seconds, 2) if self.seconds else None,
             "images_per_second": round((received - dropped) / self.seconds, 2) if self.seconds else None,
             "poses_per_second": round(len(latencies) / self.seconds, 2) if self.seconds else None,
             "latency_p50_s": round(float(np.percentile(latencies, 50)), 3) if latencies else None,

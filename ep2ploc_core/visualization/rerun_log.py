@@ -32,6 +32,8 @@ from ep2ploc_core.map.unit import unit_of
 
 TIMELINE = "image_stamp"
 _TRUTH, _ESTIMATE, _REFUSED = (44, 160, 44), (214, 39, 40), (31, 119, 180)  # as in the plots
+_DOT, _LINE, _MAP_DOT = 4.0, 1.5, 1.2  # radii on the screen: visible from above the whole map, too
+_DARKEST = 70  # of 255, for the ground: what is below cannot be told from the background
 _HIGHEST = 8.0  # over the ground, in units of `map.unit`; what is higher has the last colour
 _JPEG_QUALITY = 80
 
@@ -58,7 +60,7 @@ class RerunLog:
         self._path = Path(path)
         self._aside = self._path.with_name(f".{self._path.name}.tmp")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._origin, self._voxel_size, self._unit = origin, voxel_size, unit_of(voxel_size)
+        self._origin, self._unit = origin, unit_of(voxel_size)
         self._stream = rerun.RecordingStream("ep2ploc")
         self._stream.save(self._aside, default_blueprint=self._blueprint())
         self._stream.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
@@ -76,14 +78,15 @@ class RerunLog:
     def log_map(self, points: MapPoints) -> None:
         """The map, or so much of it as shall be shown; relative to the origin, as maps give their points."""
         share = (points.attributes[:, 5] / (_HIGHEST * self._unit)).clip(0, 1)
-        colors = cv2.applyColorMap((share * 255).astype(np.uint8)[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
-        shown = self._rerun.Points3D(points.xyz, colors=colors, radii=self._voxel_size / 3)
+        level = (_DARKEST + share * (255 - _DARKEST)).astype(np.uint8)
+        colors = cv2.applyColorMap(level[:, None], cv2.COLORMAP_VIRIDIS)[:, 0, ::-1]
+        shown = self._rerun.Points3D(points.xyz, colors=colors, radii=self._on_screen(_MAP_DOT))
         self._stream.log("world/map", shown, static=True)
 
     def log_truth(self, map_from_camera: np.ndarray) -> None:
         """True poses `(N, 4, 4)` in their order."""
         places = [pose[:3, 3] - self._origin for pose in map_from_camera]
-        line = self._rerun.LineStrips3D([places], colors=_TRUTH, radii=0.05 * self._unit)
+        line = self._rerun.LineStrips3D([places], colors=_TRUTH, radii=self._on_screen(_LINE))
         self._stream.log("world/truth", line, static=True)
 
     def log_image(self, stamp: int, image: np.ndarray, camera: Camera) -> None:
@@ -116,10 +119,10 @@ class RerunLog:
         self._at(stamp)
         rerun, place = self._rerun, map_from_camera[:3, 3] - self._origin
         self._stream.log("world/camera", rerun.Transform3D(translation=place, mat3x3=map_from_camera[:3, :3]))
-        self._stream.log("world/estimates", rerun.Points3D([place], colors=_ESTIMATE, radii=0.12 * self._unit))
+        self._stream.log("world/estimates", rerun.Points3D([place], colors=_ESTIMATE, radii=self._on_screen(_DOT)))
         if truth is not None:
             line = [[place, truth[:3, 3] - self._origin]]
-            self._stream.log("world/errors", rerun.LineStrips3D(line, colors=_ESTIMATE, radii=0.03 * self._unit))
+            self._stream.log("world/errors", rerun.LineStrips3D(line, colors=_ESTIMATE, radii=self._on_screen(_LINE)))
         if covariance is None:
             self._stream.log("world/uncertainty", rerun.Clear(recursive=False))
         else:
@@ -134,8 +137,11 @@ class RerunLog:
             self._stream.log(gone, rerun.Clear(recursive=False))
         if truth is not None:
             place = truth[:3, 3] - self._origin
-            self._stream.log("world/refused", rerun.Points3D([place], colors=_REFUSED, radii=0.12 * self._unit))
+            self._stream.log("world/refused", rerun.Points3D([place], colors=_REFUSED, radii=self._on_screen(_DOT)))
         self._stream.log("log", rerun.TextLog(reason, level=rerun.TextLogLevel.WARN))
+
+    def _on_screen(self, radius: float) -> Any:
+        return self._rerun.Radius.ui_points(radius)
 
     def _at(self, stamp: int) -> None:
         self._stream.set_time(TIMELINE, timestamp=np.datetime64(stamp, "ns"))
