@@ -24,11 +24,11 @@ class BagRecorder:
         """topics: message classes by name. Raises InputError when there is no place for a bag at `bag`."""
         self._node = node
         self._early: list[tuple[Any, bytes]] = []
-        self._writer: Writer | None = Writer(bag, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
         try:
+            self._writer: Writer | None = Writer(bag, version=BAG_VERSION, storage_plugin=StoragePlugin.MCAP)
             self._writer.open()
         except (WriterError, OSError) as error:
-            raise InputError(f"No bag can be written at {bag}: {error}.") from error
+            raise InputError(f"No bag can be written at {bag}: {error}") from error
         store = get_typestore(Stores.ROS2_JAZZY)
         for name, kind in topics.items():
             latched = name in _LATCHED

@@ -210,6 +210,14 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
     }  # fmt: skip
 
 
+def test_recorder_leaves_a_bag_alone_that_is_there_already(start, tmp_path: Path) -> None:
+    (tmp_path / "said_bag").mkdir()
+    recorder = start("recorder_node", file=tmp_path / "said.jsonl")
+    assert recorder.process.wait(timeout=60) == 2
+    assert "No bag can be written" in recorder.log.read_text()
+    assert "Traceback" not in recorder.log.read_text()
+
+
 def test_replay_with_an_unusable_map_ends_with_a_sentence(drive: KittiDrive, tmp_path: Path) -> None:
     write_kitti_bag(drive, tmp_path / "bag")
     with pytest.raises(Ep2plocError, match="is not a map directory"):
