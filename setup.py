@@ -36,8 +36,11 @@ setup(
         "rich>=13",
         "PyYAML>=6",
         "matplotlib>=3.8",
+        "pillow>=9",
         "tensorboard>=2.16",
     ],
+    # Recordings for its viewer. Apart, since it wants a newer numpy than the ROS 2 of Ubuntu 24.04 is compiled for.
+    extras_require={"rerun": ["rerun-sdk>=0.26,<0.27"]},
     zip_safe=True,
     entry_points={
         "console_scripts": [

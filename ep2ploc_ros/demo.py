@@ -6,6 +6,9 @@ from __future__ import annotations
 import json
 import os
 import platform
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.table import Table
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.bag_writer import write_kitti_bag
@@ -35,16 +39,23 @@ from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.progress import progress_bar, stage_bars
 from ep2ploc_core.training.processes import choose_device, run_everywhere
 from ep2ploc_core.training.site import SITE_SCHEDULE, adapt_to_site
-from ep2ploc_core.visualization.overlay import draw_overlay, write_image
-from ep2ploc_core.visualization.plots import plot_recall, plot_trajectory
-from ep2ploc_ros.demo_replay import ReplayResult, replay
+from ep2ploc_ros.demo_pictures import draw_results
+from ep2ploc_ros.demo_replay import replay
 
 # Every ISOLATED-th frame is a query by itself; one stretch of STRETCH frames in a row is left out of the mapping whole.
 ISOLATED = 12
 STRETCH = 30
-REPEATS = 3
+REPEATS = 3  # wrong starts for each query; one for the control, which shows the same with fewer
 NEAR_METRES = 8.0  # where the tables part the stretch, by the distance to the nearest image of the mapping run
 REPLAY_RATE = 0.5  # of the drive's own speed, so that two busy cores keep up with its 10 Hz
+_LEFT = {
+    "report.json, tables.md": "all figures; the tables above",
+    "film.gif": "the map drawn over the images, from the poses that the nodes published",
+    "demo.rrd": "the same in three dimensions, for `rerun demo.rrd`",
+    "*.png": "trajectory, recall; the best, the middle and the worst pose over their images",
+    "bag, ros/replay_bag": "what was played, and what the nodes published",
+    "ros/*.log": "what the nodes said",
+}
 console = Console()
 
 
@@ -74,50 +85,84 @@ def split_drive(drive: KittiDrive) -> Split:
 
 
 def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
-    """Runs the whole demo into `out`; prints its tables and writes report.json, plots, overlays, bag and logs."""
+    """Runs the whole demo into `out`; prints its tables and writes all there is to see of it."""
     out.mkdir(parents=True, exist_ok=True)
-    drive = KittiDrive(drive_path or _synthetic(out / "drive"))
-    split = split_drive(drive)
-    queries = write_queries(drive, split.queries, out / "queries")
-    console.rule("map")
-    point_map = _build(drive, queries, out / "map")
-    console.rule("the network as it comes with the package")
-    reports = _evaluate(point_map, "edge", queries, "shipped")
-    console.rule("the network adapted to the site")
-    schedule = replace(SITE_SCHEDULE, steps=steps or (350 if drive_path is None else SITE_SCHEDULE.steps))
-    run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
-    point_map = PointMap.open(point_map.path)
-    reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")
-    reports |= _evaluate_without_guess(point_map, queries)
+    stages = _Stages()
+    with stages("drive"):
+        drive = KittiDrive(drive_path or _synthetic(out / "drive"))
+        split = split_drive(drive)
+        queries = write_queries(drive, split.queries, out / "queries")
+    with stages("map"):
+        point_map = _build(drive, queries, out / "map")
+    with stages("the network as it comes with the package"):
+        reports = _evaluate(point_map, "edge", queries, "shipped")
+    with stages("adaptation to the site"):
+        schedule = replace(SITE_SCHEDULE, steps=steps or (350 if drive_path is None else SITE_SCHEDULE.steps))
+        run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
+        point_map = PointMap.open(point_map.path)
+    with stages("the network adapted to the site"):
+        reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")
+        reports |= _evaluate_without_guess(point_map, queries)
+    with stages("ROS 2 nodes"):
+        bag = _write_bag(drive, split, queries, out / "bag")
+        result = replay(bag, point_map.path, out / "ros", rate=REPLAY_RATE)
+    with stages("pictures"):
+        draw_results(out, drive, point_map, queries, reports, result)
     assert queries.map_from_camera is not None
     distance = distance_to_mapping(point_map, queries.map_from_camera)
     assert distance is not None  # the adaptation has learned from these images just now
-    tables = make_tables(reports, split, distance)
-    for title, rows in tables.items():
-        console.print(f"\n[bold]{title}")
-        console.print(summary_table(rows))
-
-    console.rule("ROS 2 nodes")
-    bag = _write_bag(drive, split, queries, out / "bag")
-    result = replay(bag, point_map.path, out / "ros", rate=REPLAY_RATE)
-    ros = _ros_summary(result)
-    console.print_json(json.dumps(ros))
-    _pictures(out, drive, point_map, queries, reports, result)
     report = {
         "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
         "drive": str(drive.path),
         "frames": {"isolated": split.isolated, "stretch": split.stretch},
         "adaptation_steps": schedule.steps,
-        "tables": tables,
-        "ros": ros,
+        "seconds": stages.seconds,
+        "tables": make_tables(reports, split, distance),
+        "ros": {"replay": result.summary(), "accuracy": summarize(result.rows())},
         "evaluations": reports,
     }
+    _tell(report, out)
+
+
+class _Stages:
+    """Announces the parts of the work and keeps how long each took, in `seconds`."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def __call__(self, name: str) -> Iterator[None]:
+        console.rule(name)
+        begin = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - begin, 1)
+
+
+def _tell(report: dict[str, Any], out: Path) -> None:
+    """Prints the tables, and writes them and the whole report."""
+    for title, rows in report["tables"].items():
+        console.print(f"\n[bold]{title}")
+        console.print(summary_table(rows))
+    console.print("\n[bold]Through the ROS 2 nodes")
+    console.print(summary_table({"nodes": report["ros"]["accuracy"]}))
+    console.print(_two_columns("replay", report["ros"]["replay"]))
+    seconds = report["seconds"]
+    console.print(_two_columns("seconds", {**seconds, "all": round(sum(seconds.values()), 1)}))
     aside = out / "report.json.tmp"
     aside.write_text(json.dumps(report, indent=1))
     os.replace(aside, out / "report.json")
-    markdown = "".join(f"### {title}\n\n{summary_markdown(rows)}\n" for title, rows in tables.items())
+    markdown = "".join(f"### {title}\n\n{summary_markdown(rows)}\n" for title, rows in report["tables"].items())
     (out / "tables.md").write_text(markdown)
-    console.print(f"\nEverything is in {out}: report.json, tables.md, plots, overlays, bag, logs of the nodes.")
+    console.print(f"\nEverything is in {out}:")
+    for name, what in _LEFT.items():
+        console.print(f"  {name:24}{what}", soft_wrap=True)
+
+
+def _two_columns(title: str, values: dict[str, Any]) -> Table:
+    table = Table(title, "")
+    for name, value in values.items():
+        table.add_row(name, str(value))
+    return table
 
 
 def _synthetic(path: Path) -> Path:
@@ -142,7 +187,7 @@ def _evaluate(point_map: PointMap, checkpoint: str, queries: Queries, name: str)
     for swap in (False, True):
         title = f"{name}, another frame's image" if swap else name
         with progress_bar(title) as progress:
-            protocol = TrackingProtocol(repeats=REPEATS, swap=swap)
+            protocol = TrackingProtocol(repeats=1 if swap else REPEATS, swap=swap)
             reports[title] = evaluate_tracking(localizer, queries, protocol, progress)
     return reports
 
@@ -187,25 +232,3 @@ def _write_bag(drive: KittiDrive, split: Split, queries: Queries, path: Path) ->
         guesses[index] = truth @ se3.exp(torch.from_numpy(draw_start(rng, 1.0))).numpy()
     write_kitti_bag(drive, path, split.queries, guesses)
     return path
-
-
-def _ros_summary(result: ReplayResult) -> dict[str, Any]:
-    rows = result.rows()
-    return {"replay": result.summary(), "accuracy": summarize(rows)}
-
-
-def _pictures(
-    out: Path, drive: KittiDrive, point_map: PointMap, queries: Queries, reports: dict[str, Any], result: ReplayResult
-) -> None:
-    assert queries.map_from_camera is not None
-    plot_trajectory(point_map, result.truth, result.estimates, out / "trajectory_ros.png")
-    plot_recall({"start": {"results": reports["adapted"]["start_results"]}, **reports}, out / "recall.png")
-    rows = [row for row in reports["adapted"]["results"] if row["status"] == "ok"]
-    rows.sort(key=lambda row: float(row["translation_error_m"]))
-    shown = {"good": rows[0], "middle": rows[len(rows) // 2], "bad": rows[-1]} if rows else {}
-    for name, row in shown.items():
-        pose = np.array(row["map_from_camera"])
-        near = point_map.query(pose[:3, 3], 60.0)
-        image, spacing = queries.image(row["query"]), point_map.voxel_size
-        picture = draw_overlay(image, queries.camera, near, point_map.origin, pose, spacing)
-        write_image(picture, out / f"overlay_{name}_{row['translation_error_m']:.2f}m.png")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from ep2ploc_core.evaluation.metrics import error_row
 from ep2ploc_core.se3 import pose_error
 from ep2ploc_ros.shared_files import shared_file
 
+RECORDED = "replay_bag"  # beside replay.jsonl: what the nodes published
 _START_SECONDS = 180.0  # until the nodes are ready; a first start on a busy machine reads a gigabyte of libraries
 _QUIET_SECONDS = 3.0  # of silence after the bag until the last image counts as answered
 _END_SECONDS = 10.0
@@ -31,21 +33,26 @@ _END_SECONDS = 10.0
 @dataclass
 class ReplayedImage:
     """What is known of one image of the bag. Poses `(4, 4)`, None where there was none: `truth` from the bag,
-    `map_from_camera` from the topic `pose`, `tf` from TF. latency: seconds from the image to its pose."""
+    `map_from_camera` from the topic `pose`, `tf` from TF. latency: seconds from the image to its pose. remark: what the
+    localizer's diagnostics, which come once a second, said after this image, if it was this one's turn."""
 
     stamp: int
     truth: np.ndarray | None = None
     map_from_camera: np.ndarray | None = None
     tf: np.ndarray | None = None
     latency: float | None = None
+    remark: str = ""
 
 
 @dataclass
 class ReplayResult:
-    """The images by stamp, the localizer's last diagnostics values, and the nodes' exit codes."""
+    """The images by stamp, the localizer's last diagnostics values, the nodes' exit codes, the wall time in seconds
+    from the first image to the last one or its pose, and the bag of what the nodes published."""
 
     images: list[ReplayedImage]
+    bag: Path
     localizer: dict[str, str] = field(default_factory=dict)
+    seconds: float = 0.0
     exit_codes: dict[str, int] = field(default_factory=dict)
 
     @property
@@ -64,22 +71,29 @@ class ReplayResult:
         for image in self.images:
             if image.truth is not None:
                 status = "refused" if image.map_from_camera is None else "ok"
-                row = {"stamp": image.stamp, "status": status, "seconds": image.latency or 0.0}
-                rows.append({**row, **error_row(image.map_from_camera, image.truth)})
+                seconds = {} if image.latency is None else {"seconds": image.latency}
+                errors = error_row(image.map_from_camera, image.truth)
+                rows.append({"stamp": image.stamp, "status": status, **seconds, **errors})
         return rows
 
     def summary(self) -> dict[str, object]:
-        """How the replay went: counts, latency, whether TF and the pose topic agree."""
+        """How the replay went: counts, rates and latencies in wall time, whether TF and the pose topic agree."""
         latencies = [image.latency for image in self.images if image.latency is not None]
         pairs = [(image.tf, image.map_from_camera) for image in self.images]
+        received, dropped = (int(self.localizer.get(f"images_{what}", 0)) for what in ("received", "dropped"))
         apart = [pose_error(tf, pose)[0] for tf, pose in pairs if tf is not None and pose is not None]
         return {
             "images": len(self.images),
             "poses": len(latencies),
             "transforms": len(apart),
             "tf_differs_from_pose_by_m": round(max(apart, default=0.0), 6),
-            "median_latency_s": round(float(np.median(latencies)), 3) if latencies else None,
-            "images_dropped": int(self.localizer.get("images_dropped", 0)),
+            "images_dropped": dropped,
+            "images_refused": max(0, received - dropped - len(latencies)),
+            "images_sent_per_second": round(len(self.images) / self.seconds, 2) if self.seconds else None,
+            "images_per_second": round((received - dropped) / self.seconds, 2) if self.seconds else None,
+            "poses_per_second": round(len(latencies) / self.seconds, 2) if self.seconds else None,
+            "latency_p50_s": round(float(np.percentile(latencies, 50)), 3) if latencies else None,
+            "latency_p95_s": round(float(np.percentile(latencies, 95)), 3) if latencies else None,
             "exit_codes": self.exit_codes,
         }
 
@@ -87,13 +101,14 @@ class ReplayResult:
 def replay(bag: Path, map_path: Path, out: Path, rate: float = 1.0) -> ReplayResult:
     """Plays a bag that `write_kitti_bag` made at `rate` times its speed, through map_server and localizer.
 
-    Leaves the nodes' logs and `replay.jsonl` in `out`. Raises Ep2plocError when a node ends early or never gets ready;
-    the sentence names its log.
+    Leaves in `out` the nodes' logs, `replay.jsonl` and, as a bag, what the nodes published. Raises Ep2plocError when a
+    node ends early or never gets ready; the sentence names its log.
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     events = out / "replay.jsonl"
     events.unlink(missing_ok=True)
+    shutil.rmtree(out / RECORDED, ignore_errors=True)
     environment = _environment()
     camera = {"image": "/camera/image", "camera_info": "/camera/camera_info"}
     with ExitStack() as stack:
@@ -104,7 +119,7 @@ def replay(bag: Path, map_path: Path, out: Path, rate: float = 1.0) -> ReplayRes
             nodes.append(node)
             return node
 
-        start("recorder", {**camera, "ground_truth/pose": "/ground_truth/pose"}, file=events)
+        start("recorder", {**camera, "ground_truth/pose": "/ground_truth/pose"}, file=events, use_sim_time=True)
         start("map_server", use_sim_time=True, map_path=Path(map_path).resolve())
         start("localizer", camera, use_sim_time=True, image_reliability="reliable")
         _wait(nodes, lambda: _is_ready(events), "get ready")
@@ -116,7 +131,7 @@ def replay(bag: Path, map_path: Path, out: Path, rate: float = 1.0) -> ReplayRes
             time.sleep(0.1)
         _check_player(player)
         _wait(nodes, lambda: time.monotonic() - _last_answer(events) > _QUIET_SECONDS, "fall silent")
-    result = _gather(_read(events))
+    result = _gather(_read(events), out / RECORDED)
     result.exit_codes = {node.name: node.process.returncode for node in [*nodes, player]}
     return result
 
@@ -206,10 +221,11 @@ def _last_answer(events: Path) -> float:
     return max((one["heard"] for one in _read(events) if one["kind"] in ("image", "pose")), default=0.0)
 
 
-def _gather(events: list[dict[str, Any]]) -> ReplayResult:
+def _gather(events: list[dict[str, Any]], bag: Path) -> ReplayResult:
     heard: dict[int, float] = {}
     images: dict[int, ReplayedImage] = {}
     localizer: dict[str, str] = {}
+    remarks: dict[int, str] = {}
     for event in events:
         stamp = event["stamp"]
         if event["kind"] == "image":
@@ -217,6 +233,10 @@ def _gather(events: list[dict[str, Any]]) -> ReplayResult:
             images.setdefault(stamp, ReplayedImage(stamp))
         elif event["kind"] == "diagnostic" and event["node"] == "localizer":
             localizer = event["values"]
+            remarks[int(localizer.get("image_stamp", 0))] = event["message"]
+    for stamp, remark in remarks.items():
+        if stamp in images:
+            images[stamp].remark = remark
     for event in events:
         image = images.get(event["stamp"])
         if image is None or "map_from_camera" not in event:
@@ -228,4 +248,6 @@ def _gather(events: list[dict[str, Any]]) -> ReplayResult:
             image.tf = pose
         else:
             image.map_from_camera, image.latency = pose, event["heard"] - heard[image.stamp]
-    return ReplayResult([images[stamp] for stamp in sorted(images)], localizer)
+    moments = [event["heard"] for event in events if event["kind"] in ("image", "pose")]
+    seconds = max(moments) - min(moments) if moments else 0.0
+    return ReplayResult([images[stamp] for stamp in sorted(images)], bag, localizer, seconds=seconds)

@@ -2,7 +2,8 @@
 
 Every line has `kind`, `stamp` (ns) and `heard` (s, steady clock). Kinds: `image` (its camera_info was heard); `truth`
 and `pose`, with a 4x4 `map_from_camera`; `tf`, also with `parent` and `child`; `diagnostic`, with `node`, `level`,
-`message` and `values`; `ready`, once, at the start.
+`message` and `values`; `ready`, once, at the start. What it says is also written as a bag beside the file:
+`replay_bag` beside `replay.jsonl`.
 """
 
 from __future__ import annotations
@@ -10,22 +11,35 @@ from __future__ import annotations
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from builtin_interfaces.msg import Time
 from diagnostic_msgs.msg import DiagnosticArray
-from geometry_msgs.msg import Pose, PoseStamped
+from geometry_msgs.msg import Pose, PoseStamped, PoseWithCovarianceStamped
+from nav_msgs.msg import Path as PathMessage
+from rclpy.clock import Clock, ClockType
 from rclpy.qos import QoSProfile
 from sensor_msgs.msg import CameraInfo
 from tf2_msgs.msg import TFMessage
 
 from ep2ploc_core.errors import InputError
+from ep2ploc_ros.bag_recorder import BagRecorder
 from ep2ploc_ros.messages import nanoseconds, pose_from_message
 from ep2ploc_ros.parameters import RecorderParameters, declare
 from ep2ploc_ros.running import RunnableNode, run
 
 _MANY = QoSProfile(depth=1000)
+_IN_BAG = {
+    "ground_truth/pose": PoseStamped,
+    "pose": PoseStamped,
+    "pose_with_covariance": PoseWithCovarianceStamped,
+    "path": PathMessage,
+    "/tf": TFMessage,
+    "/tf_static": TFMessage,
+    "/diagnostics": DiagnosticArray,
+}
 
 
 class RecorderNode(RunnableNode):
@@ -33,11 +47,12 @@ class RecorderNode(RunnableNode):
 
     def __init__(self) -> None:
         super().__init__("recorder")
-        path = declare(self, RecorderParameters).file
+        path = Path(declare(self, RecorderParameters).file)
         try:
             self._file = open(path, "w", buffering=1)  # noqa: SIM115 (open as long as the node lives)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
+        self._bag = BagRecorder(self, path.with_name(f"{path.stem}_bag"), _IN_BAG)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, _MANY)
         self.create_subscription(
             PoseStamped, "ground_truth/pose", lambda message: self._on_pose("truth", message), _MANY
@@ -45,8 +60,13 @@ class RecorderNode(RunnableNode):
         self.create_subscription(PoseStamped, "pose", lambda message: self._on_pose("pose", message), _MANY)
         self.create_subscription(TFMessage, "/tf", self._on_tf, _MANY)
         self.create_subscription(DiagnosticArray, "/diagnostics", self._on_diagnostics, _MANY)
-        self.create_timer(1.0, lambda: None)  # a node without a timer may miss SIGTERM
+        # A node without a timer may miss SIGTERM.
+        self.create_timer(1.0, lambda: None, clock=Clock(clock_type=ClockType.STEADY_TIME))
         self._write("ready", 0)
+
+    def stop(self) -> None:
+        """Ends the bag."""
+        self._bag.close()
 
     def _on_camera_info(self, message: CameraInfo) -> None:
         self._write("image", nanoseconds(message.header.stamp))

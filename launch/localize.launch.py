@@ -5,20 +5,21 @@ ros2 launch ep2ploc_ros localize.launch.py map:=MAP image:=/camera/image camera_
 
 import os
 
-from ament_index_python.packages import get_package_share_directory
 from launch.actions import DeclareLaunchArgument, OpaqueFunction, SetEnvironmentVariable
-from launch.substitutions import LaunchConfiguration
+from launch.substitutions import LaunchConfiguration, PathJoinSubstitution
 from launch_ros.actions import Node
+from launch_ros.substitutions import FindPackageShare
 
 from launch import LaunchContext, LaunchDescription
 
 PACKAGE = "ep2ploc_ros"
-SHARE = get_package_share_directory(PACKAGE)
+CONFIG = [FindPackageShare(PACKAGE), "config"]
 ARGUMENTS = {
     "map": ("", "Map directory made by `ep2ploc map build`."),
-    "params": (os.path.join(SHARE, "config", "kitti.yaml"), "YAML file with the parameters of the nodes."),
+    "params": (PathJoinSubstitution([*CONFIG, "kitti.yaml"]), "YAML file with the parameters of the nodes."),
     "image": ("/camera/image", "Topic of the camera images; IMAGE/compressed is used where only that is published."),
     "camera_info": ("/camera/camera_info", "Topic of their calibration."),
+    "odom": ("/odom", "Topic of wheel or visual odometry; the localizer does without it."),
     "checkpoint": ("", "Network: a name or a .safetensors file. Empty: as in the parameter file."),
     "use_sim_time": ("", "true or false. Empty: true when a bag is played."),
     "bag": ("", "Bag to play from here, with simulated time."),
@@ -26,6 +27,9 @@ ARGUMENTS = {
     "namespace": ("", "Namespace of the nodes."),
     "one_host": ("", "true: all nodes are on this machine, use shared memory. Empty: true when a bag is played."),
 }
+TOPICS = ("image", "camera_info", "odom")
+# The RViz configuration names these at the root; in a namespace the nodes publish them there.
+SHOWN = ("map_points", "submap", "matched_points", "overlay", "path", "pose_with_covariance")
 
 
 def generate_launch_description() -> LaunchDescription:
@@ -60,14 +64,21 @@ def _start(context: LaunchContext) -> list:
             executable="localizer",
             name="localizer",
             parameters=[given["params"], clock, checkpoint],
-            remappings=[("image", given["image"]), ("camera_info", given["camera_info"])],
+            remappings=[(topic, given[topic]) for topic in TOPICS],
             **common,
         ),
     ]
     if given["rviz"].lower() == "true":
-        config = os.path.join(SHARE, "config", "ep2ploc.rviz")
+        config = PathJoinSubstitution([*CONFIG, "ep2ploc.rviz"])
         actions.append(
-            Node(package="rviz2", executable="rviz2", arguments=["-d", config], parameters=[clock], **common)
+            Node(
+                package="rviz2",
+                executable="rviz2",
+                arguments=["-d", config],
+                parameters=[clock],
+                remappings=[(f"/{topic}", topic) for topic in SHOWN],
+                **common,
+            )
         )
     if given["bag"]:
         bag = {"bag": given["bag"]}
@@ -77,6 +88,6 @@ def _start(context: LaunchContext) -> list:
 
 def _shared_memory() -> list:
     """The profile for nodes on one machine, unless the user has set one."""
-    profile = os.path.join(SHARE, "config", "fastdds_shm.xml")
+    profile = PathJoinSubstitution([*CONFIG, "fastdds_shm.xml"])
     names = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES_FILE")  # until Jazzy, from Kilted on
     return [SetEnvironmentVariable(name, profile) for name in names if name not in os.environ]

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from rosbags.interfaces import Qos, QosDurability, QosHistory, QosLiveliness, QosReliability, QosTime
@@ -27,6 +27,9 @@ from ep2ploc_core.datasets.kitti import Frame, KittiDrive
 from ep2ploc_core.errors import InputError
 
 CAMERA_FRAME, LIDAR_FRAME, BASE_FRAME, MAP_FRAME = "camera", "lidar", "base_link", "map"
+BAG_VERSION: Literal[8] = (
+    8  # of the metadata: the newest that Humble's rosbag2 reads too (in 9, QoS is no text any more)
+)
 INITIAL_POSE_LEAD = 20_000_000  # nanoseconds
 _TOPICS = {
     "/tf_static": "tf2_msgs/msg/TFMessage",
@@ -63,7 +66,7 @@ def write_kitti_bag(
     aside = out.with_name(f".{out.name}.new")
     shutil.rmtree(aside, ignore_errors=True)
     try:
-        with Writer(aside / out.name, version=Writer.VERSION_LATEST, storage_plugin=plugin) as writer:
+        with Writer(aside / out.name, version=BAG_VERSION, storage_plugin=plugin) as writer:
             recorder = _Recorder(writer)
             recorder.write("/tf_static", _nanoseconds(chosen[0]), recorder.static_transforms(drive, chosen[0]))
             for frame in chosen:
@@ -86,7 +89,9 @@ class _Recorder:
         self._writer = writer
         self._store = get_typestore(Stores.ROS2_JAZZY)
         self._connections = {
-            topic: writer.add_connection(topic, kind, typestore=self._store, offered_qos_profiles=[_qos(topic)])
+            topic: writer.add_connection(
+                topic, kind, typestore=self._store, offered_qos_profiles=[bag_qos(topic == "/tf_static")]
+            )
             for topic, kind in _TOPICS.items()
         }
 
@@ -193,7 +198,8 @@ class _Recorder:
         )
 
 
-def _qos(topic: str) -> Qos:
-    durability = QosDurability.TRANSIENT_LOCAL if topic == "/tf_static" else QosDurability.VOLATILE
+def bag_qos(latched: bool) -> Qos:
+    """What a bag says of the topic's publisher: players publish it again in this way."""
+    durability = QosDurability.TRANSIENT_LOCAL if latched else QosDurability.VOLATILE
     never, liveliness = QosTime(0, 0), QosLiveliness.AUTOMATIC
     return Qos(QosHistory.KEEP_LAST, 10, QosReliability.RELIABLE, durability, never, never, liveliness, never, False)

@@ -7,8 +7,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import yaml
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
+from rosbags.highlevel import AnyReader
 from rosbags.rosbag2 import Reader
 from rosbags.typesys import Stores, get_typestore
 from rosgraph_msgs.msg import Clock
@@ -19,7 +21,7 @@ from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.demo_replay import replay
+from ep2ploc_ros.demo_replay import RECORDED, replay
 from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
@@ -82,6 +84,25 @@ def test_bag_holds_what_the_drive_holds(drive: KittiDrive, tmp_path: Path, stora
     translation = placed["camera"].transform.translation
     base_from_camera = np.linalg.inv(drive.camera_from_lidar)
     assert np.allclose([translation.x, translation.y, translation.z], base_from_camera[:3, 3])
+
+
+@pytest.mark.parametrize("storage", ["mcap", "sqlite3"])
+def test_metadata_is_what_rosbag2_of_humble_and_of_jazzy_take(drive: KittiDrive, tmp_path: Path, storage: str) -> None:
+    write_kitti_bag(drive, tmp_path / "bag", storage=storage)
+    text = (tmp_path / "bag" / "metadata.yaml").read_text()
+    metadata = yaml.safe_load(text)["rosbag2_bagfile_information"]
+    assert metadata["version"] == 8
+    assert metadata["storage_identifier"] == storage
+    assert [(tmp_path / "bag" / name).is_file() for name in metadata["relative_file_paths"]] == [True]
+    topics = [one["topic_metadata"] for one in metadata["topics_with_message_count"]]
+    durabilities = {}
+    for topic in topics:
+        assert topic["serialization_format"] == "cdr"
+        assert topic["type_description_hash"].startswith("RIHS01_")  # of REP-2016; Humble passes over it
+        (profile,) = yaml.safe_load(topic["offered_qos_profiles"])  # a text in the text, policies as numbers
+        durabilities[topic["name"]] = profile["durability"]
+    latched = DurabilityPolicy.TRANSIENT_LOCAL.value
+    assert [name for name, durability in durabilities.items() if durability == latched] == ["/tf_static"]
 
 
 def test_bag_of_chosen_frames(drive: KittiDrive, tmp_path: Path) -> None:
@@ -171,10 +192,30 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
         if image.tf is not None:
             assert np.allclose(image.tf, image.map_from_camera)
     assert [row["status"] for row in result.rows()] == ["refused" if one is None else "ok" for one in result.estimates]
-    assert result.summary()["tf_differs_from_pose_by_m"] < 1e-6
+    summary = result.summary()
+    assert summary["tf_differs_from_pose_by_m"] < 1e-6
+    assert summary["poses"] + summary["images_refused"] + summary["images_dropped"] == 4
+    assert (summary["latency_p95_s"] is None) == (summary["poses"] == 0)
+    with AnyReader([tmp_path / "out" / RECORDED]) as reader:  # what rosbag2 would have recorded
+        heard = {connection.topic: connection.msgcount for connection in reader.connections}
+        assert heard["/pose"] == heard["/pose_with_covariance"] == heard["/tf"] == summary["poses"]
+        assert heard["/ground_truth/pose"] == 5
+        assert heard["/tf_static"] and heard["/diagnostics"]
+        truth = [reader.deserialize(raw, c.msgtype) for c, _, raw in reader.messages() if c.topic.startswith("/ground")]
+        assert [nanoseconds(pose.header.stamp) for pose in truth] == [round(f.stamp * 1e9) for f in drive.frames]
+        begin = round(drive.frames[0].stamp * 1e9) - INITIAL_POSE_LEAD  # in the time of the bag that was played
+        assert begin <= reader.start_time <= reader.end_time < begin + 60e9
     assert {log.name for log in (tmp_path / "out").glob("*.log")} == {
         "recorder.log", "map_server.log", "localizer.log", "bag_player.log",
     }  # fmt: skip
+
+
+def test_recorder_leaves_a_bag_alone_that_is_there_already(start, tmp_path: Path) -> None:
+    (tmp_path / "said_bag").mkdir()
+    recorder = start("recorder_node", file=tmp_path / "said.jsonl")
+    assert recorder.process.wait(timeout=60) == 2
+    assert "No bag can be written" in recorder.log.read_text()
+    assert "Traceback" not in recorder.log.read_text()
 
 
 def test_replay_with_an_unusable_map_ends_with_a_sentence(drive: KittiDrive, tmp_path: Path) -> None:

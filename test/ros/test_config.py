@@ -21,6 +21,7 @@ SHOWN = {
     "/map_points": ("rviz_default_plugins/PointCloud2", "Transient Local"),
     "/matched_points": ("rviz_default_plugins/PointCloud2", "Volatile"),
     "/overlay": ("rviz_default_plugins/Image", "Volatile"),
+    "/submap": ("rviz_default_plugins/PointCloud2", "Volatile"),
     "/path": ("rviz_default_plugins/Path", "Volatile"),
     "/pose_with_covariance": ("rviz_default_plugins/PoseWithCovariance", "Volatile"),
 }
@@ -48,7 +49,9 @@ def test_rviz_shows_what_the_nodes_publish() -> None:
         if "Topic" in display
     }
     assert shown == SHOWN
-    assert any(display["Class"] == "rviz_default_plugins/TF" for display in manager["Displays"])
+    displays = {display["Class"].split("/")[1]: display for display in manager["Displays"]}
+    assert displays["TF"]["Enabled"]
+    assert displays["PoseWithCovariance"]["Covariance"]["Value"]
     tools = {tool["Class"]: tool for tool in manager["Tools"]}
     assert tools["rviz_default_plugins/SetInitialPose"]["Topic"]["Value"] == "/initialpose"
 
@@ -81,6 +84,7 @@ def test_launch_file_describes_nodes_and_arguments() -> None:
     description = module.generate_launch_description()
     names = {argument.name for argument in description.get_launch_arguments()}
     assert names == set(module.ARGUMENTS)
+    assert {f"/{topic}" for topic in module.SHOWN} == set(SHOWN)  # in a namespace, too
 
 
 def test_launch_file_names_executables_that_exist() -> None:
