@@ -75,7 +75,7 @@ def test_bad_messages_are_named_and_outlived(listener, started) -> None:
         "not a number": with_info(k=[nan] * 9),
         "focal lengths": with_info(k=[0.0] * 9),
         "64x48 but the camera calibration is for 640x480": with_info(width=640, height=480),
-        "encoding": with_image(encoding="yuv422"),
+        "encoding": with_image(encoding="nv21"),
         "bytes where": with_image(data=b"123"),
         "frame_id": with_image(header=Header()),
     }.items():
