@@ -82,9 +82,8 @@ def plain(message: Image, encoding: Encoding) -> Image:
     swapped = encoding.depth == 2 and message.is_bigendian
     data = message.data
     if message.step != row or swapped:
-        pixels = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
-        if swapped:
-            pixels = np.ascontiguousarray(pixels).view(np.uint16).byteswap()
+        rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
+        pixels = np.ascontiguousarray(rows)
         data = array.array("B")
-        data.frombytes(np.ascontiguousarray(pixels).data.cast("B"))
+        data.frombytes((pixels.view(np.uint16).byteswap() if swapped else pixels).data.cast("B"))
     return Image(height=message.height, width=message.width, encoding=encoding.name, step=row, data=data)

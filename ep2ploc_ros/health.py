@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
@@ -24,7 +25,9 @@ class Health:
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._lock = threading.Lock()
         self._level, self._message = WARN, "starting"
-        self._values: dict[str, str] = {}
+        self._values = {"messages_rejected": "0"}
+        self._rejected = 0
+        self._live: Callable[[], dict[str, object]] = dict
         self._logged: dict[str, int] = {}
         node.create_timer(1.0, self._beat, clock=self._clock)
 
@@ -37,9 +40,19 @@ class Health:
             self._log(level, message)
 
     def reject(self, message: str) -> None:
-        """Says that a message was turned down, and leaves the state as it is."""
-        self.note(last_rejected=message)
+        """Says that a message was turned down, counts it, and leaves the state as it is."""
+        with self._lock:
+            self._rejected += 1
+        self.note(messages_rejected=self._rejected, last_rejected=message)
+        self.remark(message)
+
+    def remark(self, message: str) -> None:
+        """Says something in the log alone, the same sentence at most once in five seconds."""
         self._log(WARN, message)
+
+    def watch(self, live: Callable[[], dict[str, object]]) -> None:
+        """Has values asked for at each heartbeat, on the executor's thread: those that change when nothing happens."""
+        self._live = live
 
     def note(self, **values: object) -> None:
         """Sets values beside the state."""
@@ -60,6 +73,7 @@ class Health:
             self._node.get_logger().warning(message)
 
     def _beat(self) -> None:
+        self.note(**self._live())
         with self._lock:
             status = DiagnosticStatus(
                 level=self._level,
