@@ -142,9 +142,9 @@ def declare(node: Node, kind: type[Parameters]) -> Parameters:
 
 
 def follow_changes(node: Node, begin: Parameters, take_over: Callable[[Parameters, set[str]], None]) -> None:
-    """Hands every change of parameters to `take_over`: all values as they will be, and the names of those that were set.
-    Calls it on the executor's thread; what it raises is the reason for which the change is refused. Changes of read-only
-    parameters are refused before by rclpy."""
+    """Hands every change of parameters to `take_over`: all values as they will be, and the names of those that were
+    set. Calls it on the executor's thread; what it raises is the reason for which the change is refused. Changes of
+    read-only parameters are refused before by rclpy."""
     fields = {field.name: field for field in dataclasses.fields(begin)}  # type: ignore[arg-type]
     current = begin
 
