@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
 
 from diagnostic_msgs.msg import DiagnosticArray, DiagnosticStatus, KeyValue
 from rclpy.clock import Clock, ClockType
@@ -27,7 +26,6 @@ class Health:
         self._level, self._message = WARN, "starting"
         self._values = {"messages_rejected": "0"}
         self._rejected = 0
-        self._live: Callable[[], dict[str, object]] = dict
         self._logged: dict[str, int] = {}
         node.create_timer(1.0, self._beat, clock=self._clock)
 
@@ -50,9 +48,9 @@ class Health:
         """Says something in the log alone, the same sentence at most once in five seconds."""
         self._log(WARN, message)
 
-    def watch(self, live: Callable[[], dict[str, object]]) -> None:
-        """Has values asked for at each heartbeat, on the executor's thread: those that change when nothing happens."""
-        self._live = live
+    def live_values(self) -> dict[str, object]:
+        """Values that change while nothing happens; asked for at each heartbeat, on the executor's thread."""
+        return {}
 
     def note(self, **values: object) -> None:
         """Sets values beside the state."""
@@ -73,7 +71,7 @@ class Health:
             self._node.get_logger().warning(message)
 
     def _beat(self) -> None:
-        self.note(**self._live())
+        self.note(**self.live_values())
         with self._lock:
             status = DiagnosticStatus(
                 level=self._level,

@@ -12,6 +12,7 @@
 | messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
 | image_stamp                              | of the last image that was worked on, in nanoseconds                     |
 | submap_age_seconds                       | since the part of the map around the camera came                         |
+| odometry_received                        | messages on odom that could be used                                      |
 | odometry, last_odometry_jump             | whether the last image was predicted by odometry, and if not, why not    |
 | map, checkpoint, device, places          | what is being used                                                       |
 """
@@ -42,7 +43,6 @@ class LocalizerHealth(Health):
         self._published: deque[float] = deque(maxlen=1000)  # when, in monotonic seconds
         self._submaps: SubmapClient | None = None
         self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
-        self.watch(self._live)
 
     def watch_submaps(self, submaps: SubmapClient) -> None:
         """Has the age of the submap told too."""
@@ -78,7 +78,8 @@ class LocalizerHealth(Health):
             return f"{seconds:.3f}"
         return f"unknown: the clock is {seconds:.1f} s ahead of the image's stamp; for a bag set use_sim_time"
 
-    def _live(self) -> dict[str, object]:
+    def live_values(self) -> dict[str, object]:
+        """How often poses come, what became of the images, and how old the submap is."""
         now, times = time.monotonic(), tuple(self._published)
         recent = [one for one in times if one > now - _RATE_SECONDS]
         rate = len(recent) / min(_RATE_SECONDS, max(now - times[0], 1.0)) if recent else 0.0

@@ -28,9 +28,10 @@ class OdometryInput:
         self._health = health
         self._buffer = OdometryBuffer()
         self._base_frame = ""
+        self._received = 0
         self._lock = threading.Lock()
         node.create_subscription(Odometry, "odom", self._on_odometry, _QOS)
-        health.note(odometry="not used: none has arrived")
+        health.note(odometry="not used: no odometry has arrived", odometry_received=0)
 
     def camera_motion(self, begin: int, end: int, camera_frame: str) -> np.ndarray | None:
         """camera_then_from_camera_now `(4, 4)` from one stamp (ns) to another, or None where the odometry does not tell
@@ -56,6 +57,8 @@ class OdometryInput:
         self._base_frame = message.child_frame_id
         with self._lock:
             jump = self._buffer.add(nanoseconds(message.header.stamp), odom_from_base)
+        self._received += 1
+        self._health.note(odometry_received=self._received)
         if jump:
             self._health.note(last_odometry_jump=jump)
             self._health.remark(f"The odometry on {self._topic} begins anew, since {jump}.")

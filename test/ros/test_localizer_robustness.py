@@ -120,7 +120,7 @@ def test_parameters_change_while_it_runs_and_bad_ones_are_refused_with_a_reason(
         assert not answer.successful and reason in answer.reason, (name, value, answer)
     assert listener.set_parameter("localizer", "submap_refresh", 5.0).successful
     assert listener.set_parameter("localizer", "initial_pose_of", "base").successful
-    assert listener.set_parameter("localizer", "initial_pose", [0.0, 0, 0, 0, 0, 0, 1]).successful
+    assert listener.set_parameter("localizer", "initial_pose", [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).successful
     listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
     listener.wait(lambda: "along the robot's x axis" in localizer.log.read_text())
 
