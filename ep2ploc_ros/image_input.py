@@ -24,7 +24,7 @@ class ImageInput:
         self._qos = QoSProfile(depth=1, reliability=ReliabilityPolicy[reliability.upper()])
         self._topic = node.resolve_topic_name("image")
         self._compressed: Subscription | None = None
-        node.create_subscription(Image, self._topic, take, self._qos)
+        node.create_subscription(Image, "image", take, self._qos)
         node.create_timer(1.0, self._choose, clock=Clock(clock_type=ClockType.STEADY_TIME))
 
     def _choose(self) -> None:

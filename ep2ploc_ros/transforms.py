@@ -5,6 +5,8 @@
 | `map_to_camera` | map -> camera              | nothing                            |
 | `map_to_base`   | map -> base                | base -> camera                     |
 | `map_to_odom`   | map -> odom (REP-105)      | base -> camera, odom -> base       |
+
+The topic `odom` and initial poses of the base need base -> camera too, and make do without.
 """
 
 from __future__ import annotations

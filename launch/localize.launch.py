@@ -19,6 +19,7 @@ ARGUMENTS = {
     "params": (os.path.join(SHARE, "config", "kitti.yaml"), "YAML file with the parameters of the nodes."),
     "image": ("/camera/image", "Topic of the camera images; IMAGE/compressed is used where only that is published."),
     "camera_info": ("/camera/camera_info", "Topic of their calibration."),
+    "odom": ("odom", "Topic of the robot's odometry (nav_msgs/Odometry), if it has any."),
     "checkpoint": ("", "Network: a name or a .safetensors file. Empty: as in the parameter file."),
     "use_sim_time": ("", "true or false. Empty: true when a bag is played."),
     "bag": ("", "Bag to play from here, with simulated time."),
@@ -60,7 +61,7 @@ def _start(context: LaunchContext) -> list:
             executable="localizer",
             name="localizer",
             parameters=[given["params"], clock, checkpoint],
-            remappings=[("image", given["image"]), ("camera_info", given["camera_info"])],
+            remappings=[(name, given[name]) for name in ("image", "camera_info", "odom")],
             **common,
         ),
     ]
