@@ -13,7 +13,7 @@
 | image_stamp                              | of the last image that was worked on, in nanoseconds                     |
 | submap_age_seconds                       | since the part of the map around the camera came                         |
 | odometry_received                        | messages on odom that could be used                                      |
-| odometry, last_odometry_jump             | whether the last image was predicted by odometry, and if not, why not    |
+| odometry, last_odometry_jump             | whether odometry tells the motion since the last pose, and if not, why   |
 | map, checkpoint, device, places          | what is being used                                                       |
 """
 

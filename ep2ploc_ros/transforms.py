@@ -41,9 +41,13 @@ class Transforms:
 
     def base_from_camera(self, camera_frame: str, needed_by: str, base_frame: str = "") -> tuple[np.ndarray, str]:
         """Where the camera sits on the robot `(4, 4)`, and nothing; or, where TF does not know that, a camera at the
-        robot's origin that looks along its x axis, and a sentence that says so."""
+        robot's origin that looks along its x axis, and a sentence that says so. `base_frame`: where it is not that of
+        the parameters; visual odometry may name the camera's own."""
+        base_frame = base_frame or self._base
+        if base_frame == camera_frame:
+            return np.eye(4), ""
         try:
-            return self._lookup(base_frame or self._base, camera_frame, Time(), needed_by), ""
+            return self._lookup(base_frame, camera_frame, Time(), needed_by), ""
         except MissingTransformError as error:
             return FORWARD_BASE_FROM_CAMERA, f"The camera is taken to look along the robot's x axis: {error}"
 
