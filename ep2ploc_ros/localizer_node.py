@@ -123,9 +123,9 @@ class LocalizerNode(RunnableNode):
 
     def _work(self) -> None:
         handlers: dict[str, Callable[[Any], None]] = {
+            "settings": self._take_settings,
             "reset": self._reset,
             "relocalize": lambda _: self._relocalize(),
-            "settings": self._take_settings,
             "map_places": self._take_places,
             "map_info": self._take_map_info,
             "camera_info": self._take_camera_info,
