@@ -249,19 +249,30 @@ def test_odometry_carries_the_pose_over_a_way_that_no_image_shows(listener, star
         wanted = [one for one in poses if one.header.stamp == camera.header("camera").stamp]
         return min((se3.pose_error(pose_from_message(one.pose), truth)[0] for one in wanted), default=np.inf)
 
+    def drive_to(share: float) -> None:
+        """The odometry after this share of the way."""
+        message = Odometry(header=camera.header("odom"), child_frame_id="base_link")
+        message.pose.pose = pose_to_message(ODOM_FROM_BASE @ se3.exp(step * share).numpy())
+        odometry.publish(message)
+
+    def stand() -> None:
+        camera.good()
+        drive_to(0)
+
+    def received() -> int:
+        return int(listener.values("localizer")["odometry_received"])
+
     begin()
     assert arrive(camera.seconds + 1.0) > 1.0  # four metres are too far for a start without odometry
     assert listener.values("localizer")["odometry"] == "not used: no odometry has arrived"
     begin()
-    stood = camera.seconds
-    shares = np.concatenate([np.zeros(60), np.linspace(0, 1, 41)])  # the odometry stands for 3 s and drives for 2 s
-    for k, share in enumerate(shares):
-        odom_from_base = ODOM_FROM_BASE @ se3.exp(step * share).numpy()
-        camera.seconds = stood - 3.0 + 0.05 * k
-        message = Odometry(header=camera.header("odom"), child_frame_id="base_link")
-        message.pose.pose = pose_to_message(odom_from_base)
-        odometry.publish(message)
-    listener.wait(lambda: listener.values("localizer")["odometry_received"] == str(len(shares)))
+    listener.wait(lambda: listener.values("localizer")["odometry"] == "used.", meanwhile=stand)  # once TF is there too
+    send_one(listener, camera)
+    stood, before = camera.seconds, received()
+    for share in np.linspace(0, 1, 41):  # two seconds
+        camera.seconds = stood + 2.0 * share
+        drive_to(share)
+    listener.wait(lambda: received() >= before + 41, meanwhile=lambda: drive_to(1))
     assert arrive(stood + 2.0) < 0.5
     assert listener.values("localizer")["odometry"] == "used."
 
