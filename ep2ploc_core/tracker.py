@@ -34,7 +34,8 @@ class State(Enum):
 @dataclass
 class TrackerSettings:
     """`lost_after`: refusals in a row until lost. `jump_back`: seconds that stamps may go back before it counts as a
-    restart of time. `horizon`: longest prediction in seconds; further ahead the pose stands still.
+    restart of time. `horizon`: longest prediction in seconds; further ahead the pose stands still. `odometry_horizon`:
+    the same for predictions by odometry, which goes wrong more slowly.
 
     How far the velocity follows two poses in a row: `pose_sigma` metres is how wrong a pose is, `speed_sigma` m/s how
     fast a camera may be when first seen, `acceleration_sigma` m/s^2 how soon that changes.
@@ -47,6 +48,7 @@ class TrackerSettings:
     lost_after: int = 5
     jump_back: float = 0.5
     horizon: float = 2.0
+    odometry_horizon: float = 10.0
     pose_sigma: float = 0.15
     speed_sigma: float = 10.0
     acceleration_sigma: float = 3.0
@@ -59,7 +61,10 @@ class TrackerSettings:
 
 
 class Tracker:
-    """The state machine. Per image: `predict`, then `accept` or `refuse`."""
+    """The state machine. Per image: `predict`, then `accept` or `refuse`.
+
+    Where the robot has odometry, `motion_wanted` says between which moments the camera's motion is of use.
+    """
 
     def __init__(self, settings: TrackerSettings | None = None) -> None:
         self.settings = settings or TrackerSettings()
@@ -105,18 +110,37 @@ class Tracker:
         self._initial = None
         self.restart()
 
-    def predict(self, stamp: int) -> np.ndarray | None:
+    def motion_wanted(self, stamp: int) -> tuple[int, int] | None:
+        """From when to when (ns) `predict` wants to know the camera's motion for an image of `stamp`; None when it has
+        no use for one."""
+        if self._pose is None or self._pose_stamp is None or self._jumped_back(stamp):
+            return None
+        return self._pose_stamp, min(stamp, self._pose_stamp + int(self.settings.odometry_horizon * 1e9))
+
+    def predict(self, stamp: int, camera_then_from_camera_now: np.ndarray | None = None) -> np.ndarray | None:
         """Where the camera is expected at `stamp` (ns): the prior `(4, 4)` for this image, or None when unknown.
+
+        By the motion that was asked for with `motion_wanted`, if odometry knows it, else by constant velocity. After a
+        refusal that may be what was wrong, so every other try does without: with constant velocity in place of
+        odometry, and standing still in place of constant velocity.
 
         A stamp far before the last one means that time was started again (a bag in a loop): so does the tracker.
         """
-        if self._newest_stamp is not None and stamp < self._newest_stamp - self.settings.jump_back * 1e9:
+        if self._jumped_back(stamp):
             self.restart()
         self._newest_stamp = stamp
-        if self._pose is None or self._pose_stamp is None or self.refusals % 2:
-            return self._pose  # after a refusal the velocity may be what was wrong: every other try does without
+        if self._pose is None or self._pose_stamp is None:
+            return self._pose
+        doubted = self.refusals % 2 == 1
+        if camera_then_from_camera_now is not None and not doubted:
+            return self._pose @ camera_then_from_camera_now
+        if camera_then_from_camera_now is None and doubted:
+            return self._pose
         ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self._horizon)
         return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
+
+    def _jumped_back(self, stamp: int) -> bool:
+        return self._newest_stamp is not None and stamp < self._newest_stamp - self.settings.jump_back * 1e9
 
     def wants_search(self) -> bool:
         """Whether the next image had better be searched for in the whole map: nothing is known of the pose; or it was

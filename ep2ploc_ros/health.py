@@ -25,7 +25,8 @@ class Health:
         self._publisher = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
         self._lock = threading.Lock()
         self._level, self._message = WARN, "starting"
-        self._values: dict[str, str] = {}
+        self._values = {"messages_rejected": "0"}
+        self._rejected = 0
         self._logged: dict[str, int] = {}
         node.create_timer(1.0, self._beat, clock=self._clock)
 
@@ -39,10 +40,20 @@ class Health:
             self._log(level, message)
 
     def reject(self, message: str) -> None:
-        """Says that a message was turned down, and leaves the state as it is."""
+        """Says that a message was turned down, counts it, and leaves the state as it is."""
+        with self._lock:
+            self._rejected += 1
         message = message[:_LONGEST]
-        self.note(last_rejected=message)
+        self.note(messages_rejected=self._rejected, last_rejected=message)
+        self.remark(message)
+
+    def remark(self, message: str) -> None:
+        """Says something in the log alone, the same sentence at most once in five seconds."""
         self._log(WARN, message)
+
+    def live_values(self) -> dict[str, object]:
+        """Values that change while nothing happens; asked for at each heartbeat, on the executor's thread."""
+        return {}
 
     def note(self, **values: object) -> None:
         """Sets values beside the state."""
@@ -63,6 +74,7 @@ class Health:
             self._node.get_logger().warning(message)
 
     def _beat(self) -> None:
+        self.note(**self.live_values())
         with self._lock:
             status = DiagnosticStatus(
                 level=self._level,

@@ -9,14 +9,14 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import rclpy
 import torch
-from geometry_msgs.msg import Pose, PoseWithCovarianceStamped
-from rclpy.clock import Clock, ClockType
-from rclpy.qos import DurabilityPolicy, QoSProfile, ReliabilityPolicy, qos_profile_sensor_data
+from geometry_msgs.msg import PoseWithCovarianceStamped
+from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointCloud2
 from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
@@ -25,24 +25,22 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
 from ep2ploc_core.map.place_index import NO_PLACES
-from ep2ploc_core.tracker import State, Tracker
+from ep2ploc_core.tracker import Tracker
 from ep2ploc_ros.clouds import places_from_cloud
-from ep2ploc_ros.health import ERROR, OK, WARN, Health
+from ep2ploc_ros.health import ERROR, WARN
+from ep2ploc_ros.image_input import ImageInput, pixels_of
 from ep2ploc_ros.inbox import Inbox
+from ep2ploc_ros.initial_pose import pose_from_numbers, pose_in_map
+from ep2ploc_ros.localizer_health import LocalizerHealth
 from ep2ploc_ros.map_info import MapDescription
-from ep2ploc_ros.messages import (
-    camera_from_message,
-    image_from_compressed,
-    image_from_message,
-    nanoseconds,
-    pose_from_message,
-)
+from ep2ploc_ros.messages import camera_from_message, nanoseconds
 from ep2ploc_ros.network_choice import device_for, network_for
+from ep2ploc_ros.odometry import OdometryInput
 from ep2ploc_ros.outputs import Outputs
-from ep2ploc_ros.parameters import LocalizerParameters, declare
+from ep2ploc_ros.parameters import LocalizerParameters, declare, follow_changes
 from ep2ploc_ros.running import RunnableNode, run
 from ep2ploc_ros.submap_client import SubmapClient
-from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, MissingTransformError, Transforms
+from ep2ploc_ros.transforms import Transforms
 
 _NO_INITIAL_POSE = "No initial pose is known; publish one on /initialpose or set the parameter initial_pose."
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -54,7 +52,8 @@ class LocalizerNode(RunnableNode):
     def __init__(self) -> None:
         super().__init__("localizer")
         self._settings = declare(self, LocalizerParameters)
-        self._health = Health(self)
+        self._inbox = Inbox()
+        self._health = LocalizerHealth(self, self._inbox)
         transforms = Transforms(
             self, self._settings.tf_mode, self._settings.map_frame, self._settings.odom_frame, self._settings.base_frame
         )
@@ -63,17 +62,18 @@ class LocalizerNode(RunnableNode):
         self._tracker = Tracker()
         self._localizer: Localizer | None = None
         self._described: MapDescription | None = None
-        self._inbox = Inbox()
         self._submaps = SubmapClient(
             self, self._settings.map_frame, self._settings.submap_refresh,
             lambda timeout: self._inbox.take_one("submap", timeout),
         )  # fmt: skip
+        self._health.watch_submaps(self._submaps)
+        self._odometry = OdometryInput(self, transforms, self._health)
         self._places = NO_PLACES
         self._camera: Camera | None = None
         self._camera_frame = ""
         self._camera_problem = f"No camera_info has arrived on {self.resolve_topic_name('camera_info')} yet."
-        self._image: Image | CompressedImage | None = None  # the one to work on next
-        self._given: np.ndarray | None = self._initial_parameter()  # an initial pose, not yet handed to the tracker
+        self._image: tuple[Header, np.ndarray] | None = None  # the one to work on next
+        self._given = pose_from_numbers(self._settings.initial_pose)  # an initial pose, not yet handed to the tracker
         self._subscribe()
         self._health.report(WARN, "Waiting for the map_server's map_info.")
         self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
@@ -87,12 +87,7 @@ class LocalizerNode(RunnableNode):
     # ---- executor thread: nothing but handing over
 
     def _subscribe(self) -> None:
-        reliability = ReliabilityPolicy[self._settings.image_reliability.upper()]
-        self._image_qos = QoSProfile(depth=1, reliability=reliability)
-        image_topic = self.resolve_topic_name("image")
-        self._compressed_topic = f"{image_topic}/compressed"
-        self._compressed = None
-        self._receive(Image, "image", "image", self._image_qos)
+        ImageInput(self, self._settings.image_reliability, lambda message: self._inbox.put("image", message))
         self._receive(CameraInfo, "camera_info", "camera_info", qos_profile_sensor_data)
         self._receive(PoseWithCovarianceStamped, "/initialpose", "initial_pose", QoSProfile(depth=1))
         self._receive(PointCloud2, "submap", "submap", QoSProfile(depth=2))
@@ -100,20 +95,14 @@ class LocalizerNode(RunnableNode):
         self._receive(PointCloud2, "map_places", "map_places", _LATCHED)
         self.create_service(Trigger, "~/relocalize", self._on_relocalize)
         self.create_service(Trigger, "~/reset", self._on_reset)
-        steady = Clock(clock_type=ClockType.STEADY_TIME)
-        self.create_timer(1.0, lambda: self._choose_image_topic(image_topic), clock=steady)
+        follow_changes(self, self._settings, self._on_settings)
 
-    def _receive(self, kind: type, topic: str, slot: str, qos: QoSProfile) -> Any:
-        return self.create_subscription(kind, topic, lambda message: self._inbox.put(slot, message), qos)
+    def _receive(self, kind: type, topic: str, slot: str, qos: QoSProfile) -> None:
+        self.create_subscription(kind, topic, lambda message: self._inbox.put(slot, message), qos)
 
-    def _choose_image_topic(self, image_topic: str) -> None:
-        """Listens to compressed images only where there are no others: listening makes a camera driver compress."""
-        wanted = not self.count_publishers(image_topic) and self.count_publishers(self._compressed_topic) > 0
-        if wanted and self._compressed is None:
-            self._compressed = self._receive(CompressedImage, self._compressed_topic, "image", self._image_qos)
-        elif not wanted and self._compressed is not None:
-            self.destroy_subscription(self._compressed)
-            self._compressed = None
+    def _on_settings(self, changed: LocalizerParameters, _: set[str]) -> None:
+        pose_from_numbers(changed.initial_pose)  # refuses what is no pose while somebody waits for an answer
+        self._inbox.put("settings", changed)
 
     def _on_relocalize(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         searchable = self._searchable()
@@ -134,6 +123,7 @@ class LocalizerNode(RunnableNode):
 
     def _work(self) -> None:
         handlers: dict[str, Callable[[Any], None]] = {
+            "settings": self._take_settings,
             "reset": self._reset,
             "relocalize": lambda _: self._relocalize(),
             "map_places": self._take_places,
@@ -149,12 +139,15 @@ class LocalizerNode(RunnableNode):
                 if kind in news:
                     self._guarded(handler, news[kind])
             if self._image is not None and self._localizer is not None:
-                self._guarded(self._advance, self._image)
+                self._guarded(lambda waiting: self._advance(*waiting), self._image)
 
     def _guarded(self, handler: Callable[[Any], None], item: Any) -> None:
         """A message may hold anything: whatever it causes becomes a diagnostic, and the node goes on."""
         try:
             handler(item)
+        except InputError as error:
+            self._health.reject(str(error))
+            self._health.report(WARN, str(error))
         except Ep2plocError as error:
             self._health.report(WARN, str(error))
         except Exception as error:
@@ -164,7 +157,7 @@ class LocalizerNode(RunnableNode):
     def _reset(self, _: None) -> None:
         self._tracker.reset()
         self._outputs.clear_path()
-        self._given = self._initial_parameter()
+        self._given = pose_from_numbers(self._settings.initial_pose)
         self._health.report(WARN, "Reset.", state=self._tracker.state.value)
 
     def _relocalize(self) -> None:
@@ -180,25 +173,16 @@ class LocalizerNode(RunnableNode):
         localizer = self._localizer  # another thread may replace it
         return localizer is not None and localizer.places is not None
 
-    def _initial_parameter(self) -> np.ndarray | None:
-        numbers = self._settings.initial_pose
-        if not numbers:
-            return None
-        if len(numbers) != 7:
-            raise InputError(f"The parameter initial_pose has {len(numbers)} numbers, not 7: x y z and quaternion.")
-        pose = Pose()
-        pose.position.x, pose.position.y, pose.position.z = numbers[:3]
-        rotation = pose.orientation
-        rotation.x, rotation.y, rotation.z, rotation.w = numbers[3:]
-        return pose_from_message(pose)
+    def _take_settings(self, changed: LocalizerParameters) -> None:
+        before, self._settings = self._settings, changed
+        self._submaps.refresh = changed.submap_refresh
+        if self._localizer is not None:
+            self._localizer.settings = replace(self._localizer.settings, least_score=changed.least_score)
+        if changed.initial_pose != before.initial_pose:
+            self._given = pose_from_numbers(changed.initial_pose)
 
     def _take_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
-        if message.header.frame_id != self._settings.map_frame:
-            raise InputError(
-                f"The initial pose is given in the frame '{message.header.frame_id}'; give it in "
-                f"'{self._settings.map_frame}' (in RViz: set the fixed frame)."
-            )
-        self._given = pose_from_message(message.pose.pose)
+        self._given = pose_in_map(message, self._settings.map_frame)
         if self._localizer is not None:
             self._submaps.ensure(message.header, self._given)
 
@@ -248,74 +232,61 @@ class LocalizerNode(RunnableNode):
             raise
 
     def _take_image(self, message: Image | CompressedImage) -> None:
-        self._image = message
+        # Read before its stamp is believed: that of a broken image would make time jump.
+        self._image = (message.header, pixels_of(message))
 
-    def _advance(self, message: Image | CompressedImage) -> None:
+    def _advance(self, header: Header, image: np.ndarray) -> None:
         """Works on the image that waits, unless it has to wait on for a submap."""
         assert self._localizer is not None
-        self._hand_over_initial_pose(message.header.frame_id)
-        prior = self._tracker.predict(nanoseconds(message.header.stamp))
+        self._hand_over_initial_pose(header.frame_id)
+        prior = self._predict(header)
         if self._localizer.places is not None and self._tracker.wants_search():
             prior = None
-        elif prior is not None and not self._submaps.ensure(message.header, prior):
+        elif prior is not None and not self._submaps.ensure(header, prior):
             self._health.report(WARN, "Waiting for a submap from the map_server.")
             return
         self._image = None
         if prior is None and self._localizer.places is None:
-            raise InputError(_NO_INITIAL_POSE)
-        if not message.header.frame_id:
-            raise InputError("The image's header has no frame_id; set it in the camera driver.")
+            self._health.report(WARN, _NO_INITIAL_POSE)
+            return
         if self._camera is None:
-            raise InputError(self._camera_problem)
-        if self._camera_frame not in ("", message.header.frame_id):
-            self._health.reject(
-                f"Images come in the frame '{message.header.frame_id}', their camera_info in '{self._camera_frame}'; "
+            self._health.report(WARN, self._camera_problem)
+            return
+        if self._camera_frame not in ("", header.frame_id):
+            self._health.remark(
+                f"Images come in the frame '{header.frame_id}', their camera_info in '{self._camera_frame}'; "
                 "if these are two cameras, remap image and camera_info to the same one."
             )
-        decode = image_from_compressed if isinstance(message, CompressedImage) else image_from_message
-        image = decode(message)
         found = self._localizer.localize(image, self._camera, prior)
-        self._settle(message.header, image, self._camera, found, searched=prior is None)
+        self._settle(header, image, self._camera, found, searched=prior is None)
+
+    def _predict(self, header: Header) -> np.ndarray | None:
+        stamp = nanoseconds(header.stamp)
+        span = self._tracker.motion_wanted(stamp)
+        motion = None if span is None else self._odometry.camera_motion(*span, header.frame_id)
+        return self._tracker.predict(stamp, motion)
 
     def _settle(self, header: Header, image: np.ndarray, camera: Camera, found: Localization, searched: bool) -> None:
-        """Tells the tracker, the listeners and the diagnostics what became of an image."""
-        believed = False
+        """Tells the tracker, the diagnostics and the listeners what became of an image."""
+        stamp, believed = nanoseconds(header.stamp), False
         if found.status == "ok" and found.map_from_camera is not None:
-            believed = self._tracker.accept(nanoseconds(header.stamp), found.map_from_camera, searched)
+            believed = self._tracker.accept(stamp, found.map_from_camera, searched)
         else:
             self._tracker.refuse()
-        self._health.note(
-            state=self._tracker.state.value,
-            image_stamp=nanoseconds(header.stamp),
-            images_received=self._inbox.received["image"],
-            images_dropped=self._inbox.dropped["image"],
-            refused_in_a_row=self._tracker.refusals,
-            seconds=f"{found.seconds:.3f}",
-            matches=found.num_matches,
-            inliers=found.num_inliers,
-            score=f"{found.score:.3f}",
-        )
+        self._health.settled(stamp, found, self._tracker, believed)
         if believed:
-            self._health.report(OK, "Tracking.")
             assert self._localizer is not None
             self._outputs.publish(header, image, camera, found, self._localizer.point_map)
-        elif self._tracker.state == State.LOST:
-            self._health.report(ERROR, f"Lost: {found.reason or 'waiting for a second pose that agrees'}.")
-        elif found.status == "ok":
-            self._health.report(WARN, "Found a pose; waiting for a second one that agrees.")
-        else:
-            self._health.report(WARN, f"Image refused: {found.reason}")
 
     def _hand_over_initial_pose(self, camera_frame: str) -> None:
         if self._given is None:
             return
         map_from_camera = self._given
         if self._settings.initial_pose_of == "base":
-            try:
-                map_from_camera = self._given @ self._transforms.base_from_camera(camera_frame)
-            except MissingTransformError as error:
-                self._health.reject(f"The camera is taken to look along the robot's x axis: {error}")
-                map_from_camera = self._given @ FORWARD_BASE_FROM_CAMERA
+            base_from_camera, problem = self._transforms.base_from_camera(camera_frame, "initial_pose_of base")
+            map_from_camera = self._given @ base_from_camera
+            if problem:
+                self._health.remark(problem)
         self._given = None
         self._tracker.set_initial(map_from_camera)
 

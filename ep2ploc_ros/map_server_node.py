@@ -7,12 +7,11 @@ stamp of its request); subscribes `submap_request` (PoseStamped).
 
 from __future__ import annotations
 
+import contextlib
 import sys
 
 import numpy as np
 from geometry_msgs.msg import PoseStamped
-from rcl_interfaces.msg import SetParametersResult
-from rclpy.parameter import Parameter
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
@@ -23,7 +22,7 @@ from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.clouds import cloud_from_places, cloud_from_points
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.map_info import MapDescription
-from ep2ploc_ros.parameters import MapServerParameters, declare
+from ep2ploc_ros.parameters import MapServerParameters, declare, follow_changes
 from ep2ploc_ros.running import RunnableNode, run
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -42,39 +41,50 @@ class MapServerNode(RunnableNode):
         self._places_publisher = self.create_publisher(PointCloud2, "map_places", LATCHED)
         self._submap_publisher = self.create_publisher(PointCloud2, "submap", QoSProfile(depth=2))
         self.create_subscription(PoseStamped, "submap_request", self._on_request, QoSProfile(depth=2))
-        self.add_on_set_parameters_callback(self._on_parameters)
-        self._try_to_load(self._settings.map_path)
+        follow_changes(self, self._settings, self._take_settings)
+        with contextlib.suppress(Ep2plocError):  # said already; a map may be given later
+            self._load(self._settings.map_path)
 
-    def _on_parameters(self, parameters: list[Parameter]) -> SetParametersResult:
-        for parameter in parameters:
-            if parameter.name == "map_path":
-                reason = self._try_to_load(parameter.value)
-                return SetParametersResult(successful=not reason, reason=reason)
-        return SetParametersResult(successful=True)
-
-    def _try_to_load(self, path: object) -> str:
-        """Puts another map in place of the old one; when that fails the old one stays, and the reason is returned."""
+    def _take_settings(self, changed: MapServerParameters, names: set[str]) -> None:
+        before, self._settings = self._settings, changed
         try:
-            if not isinstance(path, str) or not path:
+            if "map_path" in names:  # also when it is the same one: the map may have been built again
+                self._load(changed.map_path)
+            elif "display_points" in names and self._map is not None:
+                self._publish_points(self._map)
+        except Exception:
+            self._settings = before
+            raise
+
+    def _load(self, path: str) -> None:
+        """Puts another map in place of the old one; when that fails the old one stays. Raises MapError or InputError
+        with the reason, after saying it."""
+        try:
+            if not path:
                 raise InputError("No map is given; set the parameter map_path to a map directory.")
-            self._load(PointMap.open(path))
+            self._serve(PointMap.open(path))
         except (Ep2plocError, OSError, ValueError) as error:
             kept = f" The map {self._map.path} stays." if self._map else ""
             self._health.report(ERROR, f"{error}{kept}")
-            return str(error)
-        return ""
+            raise error if isinstance(error, Ep2plocError) else MapError(str(error)) from error
 
-    def _load(self, point_map: PointMap) -> None:
+    def _publish_points(self, point_map: PointMap) -> None:
         points = point_map.thinned(int(self._settings.display_points))
+        self._points_publisher.publish(cloud_from_points(points, self._header()))
+
+    def _header(self) -> Header:
+        return Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
+
+    def _serve(self, point_map: PointMap) -> None:
         try:
             places = open_places(point_map) or NO_PLACES
         except MapError as error:
             self.get_logger().error(str(error))  # with a first guess the map serves all the same
             places = NO_PLACES
-        self._map, described = point_map, MapDescription.of(point_map, len(places))
-        header = Header(frame_id=self._settings.map_frame, stamp=self.get_clock().now().to_msg())
-        self._points_publisher.publish(cloud_from_points(points, header))
-        self._places_publisher.publish(cloud_from_places(places, point_map.origin, header))
+        described = MapDescription.of(point_map, len(places))
+        self._publish_points(point_map)
+        self._map = point_map
+        self._places_publisher.publish(cloud_from_places(places, point_map.origin, self._header()))
         self._info_publisher.publish(described.to_message())
         self.get_logger().info(f"serving {point_map.path} with {len(point_map)} points")
         values = {"map": described.path, "num_points": described.num_points, "checkpoint": described.checkpoint}

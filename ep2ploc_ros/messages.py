@@ -12,47 +12,46 @@ from std_msgs.msg import Header
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import InputError
+from ep2ploc_ros.encodings import DEPTH_IMAGES, encoding_of, plain
 from ep2ploc_ros.ros_imports import CvBridge
 
-CHANNELS = {"mono8": 1, "8UC1": 1, "rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4}
 _bridge = CvBridge()
 
 
 def image_from_message(message: Image) -> np.ndarray:
-    """Pixels `(H, W, 3)` uint8 RGB, or `(H, W)` uint8 of a grey image.
+    """Pixels `(H, W, 3)` uint8 RGB, or `(H, W)` uint8 of a grey image; 16 bits are scaled to 8.
 
-    Raises InputError when the encoding is not known or the sizes do not fit the data.
+    Raises InputError when the encoding cannot be read or the sizes do not fit the data.
     """
-    channels = CHANNELS.get(message.encoding)
-    if channels is None:
+    encoding = encoding_of(message)
+    try:
+        return _bridge.imgmsg_to_cv2(plain(message, encoding), encoding.target)
+    except (TypeError, ValueError, cv2.error) as error:  # cv_bridge's own error is a TypeError
         raise InputError(
-            f"The image has the encoding '{message.encoding}', which is none of {', '.join(CHANNELS)}; "
-            "convert it first, for example with image_proc."
-        )
-    if message.height < 1 or message.width < 1 or message.step < message.width * channels:
-        raise InputError(
-            f"The image claims {message.width}x{message.height} {message.encoding} pixels in rows of {message.step} "
-            "bytes, which cannot be; check the camera driver."
-        )
-    if len(message.data) != message.step * message.height:
-        raise InputError(
-            f"The image carries {len(message.data)} bytes where {message.height} rows of {message.step} are claimed; "
-            "check the camera driver."
-        )
-    if channels == 1:
-        return np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, : message.width]
-    return _bridge.imgmsg_to_cv2(message, "rgb8")
+            f"The image of {message.width}x{message.height} {message.encoding} pixels cannot be converted: {error}."
+        ) from error
 
 
 def image_from_compressed(message: CompressedImage) -> np.ndarray:
-    """Pixels `(H, W, 3)` uint8 RGB of a JPEG or PNG message; raises InputError when it cannot be decoded."""
+    """Pixels `(H, W, 3)` uint8 RGB of a JPEG or PNG message; raises InputError when it cannot be decoded.
+
+    By OpenCV alone: cv_bridge takes every picture for one of three channels, which grey ones are not. A picture that
+    says it should be turned is not, since the calibration is of the pixels as the camera sent them.
+    """
+    if "compressedDepth" in message.format or message.format.startswith(DEPTH_IMAGES):
+        raise InputError(
+            f"The compressed image ('{message.format}') is a depth image; give the colour or grey image of the camera."
+        )
     try:
-        return _bridge.compressed_imgmsg_to_cv2(message, "rgb8")
-    except (TypeError, ValueError, cv2.error) as error:  # cv_bridge's own error is a TypeError
+        pixels = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
+    except cv2.error:
+        pixels = None
+    if pixels is None:
         raise InputError(
             f"The compressed image ('{message.format}', {len(message.data)} bytes) cannot be decoded; "
             "send whole JPEG or PNG images."
-        ) from error
+        )
+    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
 
 
 def image_to_message(image: np.ndarray, header: Header) -> Image:

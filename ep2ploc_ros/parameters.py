@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import numpy as np
-from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor
+from rcl_interfaces.msg import FloatingPointRange, ParameterDescriptor, SetParametersResult
 from rclpy.exceptions import (
     InvalidParameterTypeException,
     InvalidParameterValueException,
     ParameterImmutableException,
 )
 from rclpy.node import Node
+from rclpy.parameter import Parameter
 
-from ep2ploc_core.errors import InputError
+from ep2ploc_core.errors import Ep2plocError, InputError
 
 Parameters = TypeVar("Parameters")
 
@@ -37,8 +39,10 @@ class MapServerParameters:
 
     map_path: str = _setting("", "Map directory made by `ep2ploc map build`.", changeable=True)
     map_frame: str = _setting("map", "TF frame in which the map's coordinates are given.")
-    submap_radius: float = _setting(80.0, "Metres of map sent around a requested pose.", between=(10.0, 500.0))
-    display_points: float = _setting(200_000.0, "Most points in the map_points topic.", between=(1e3, 1e7))
+    submap_radius: float = _setting(
+        80.0, "Metres of map sent around a requested pose.", (), (10.0, 500.0), changeable=True
+    )
+    display_points: float = _setting(200_000.0, "Most points in the map_points topic.", (), (1e3, 1e7), changeable=True)
 
 
 @dataclass(frozen=True)
@@ -56,14 +60,20 @@ class LocalizerParameters:
     )
     map_frame: str = _setting("map", "TF frame of the map.")
     odom_frame: str = _setting("odom", "TF frame of the odometry, for tf_mode map_to_odom.")
-    base_frame: str = _setting("base_link", "TF frame of the robot, for tf_mode map_to_base and map_to_odom.")
+    base_frame: str = _setting(
+        "base_link",
+        "TF frame of the robot, for tf_mode map_to_base and map_to_odom, and for odometry that does not name its own.",
+    )
     initial_pose: tuple[float, ...] = _setting(
-        (), "Pose to start from: x y z in metres and quaternion x y z w in the map frame. Empty: wait for /initialpose."
+        (),
+        "Pose to start from: x y z in metres and quaternion x y z w in the map frame. Empty: wait for /initialpose.",
+        changeable=True,
     )
     initial_pose_of: str = _setting(
         "camera",
         "What initial poses are of: the camera's optical frame (z forward), or the base (x forward, as RViz sends).",
         choices=("camera", "base"),
+        changeable=True,
     )
     image_reliability: str = _setting(
         "best_effort",
@@ -74,11 +84,13 @@ class LocalizerParameters:
         0.05,
         "Images whose pose has a lower score are refused: the mean log likelihood ratio of the map points' places.",
         between=(-10.0, 10.0),
+        changeable=True,
     )
     submap_refresh: float = _setting(
         15.0,
         "Metres from the centre of the submap at which the next one is asked for.",
         between=(1.0, 200.0),
+        changeable=True,
     )
 
 
@@ -110,6 +122,8 @@ def declare(node: Node, kind: type[Parameters]) -> Parameters:
         description = rules["description"]
         if rules["choices"]:
             description += f" One of: {', '.join(rules['choices'])}."
+        if not rules["changeable"]:
+            description += " Fixed when the node starts."
         # dynamic_typing: `submap_radius: 80` in a YAML file is an integer, and should do.
         descriptor = ParameterDescriptor(
             name=field.name, description=description, read_only=not rules["changeable"], dynamic_typing=True
@@ -125,6 +139,30 @@ def declare(node: Node, kind: type[Parameters]) -> Parameters:
             raise InputError(f"The parameter '{field.name}' cannot be used: {error}.") from error
         values[field.name] = checked(field, given)
     return kind(**values)
+
+
+def follow_changes(node: Node, begin: Parameters, take_over: Callable[[Parameters, set[str]], None]) -> None:
+    """Hands every change of parameters to `take_over`: all values as they will be, and the names of those that were
+    set. Calls it on the executor's thread; what it raises is the reason for which the change is refused. Changes of
+    read-only parameters are refused before by rclpy."""
+    fields = {field.name: field for field in dataclasses.fields(begin)}  # type: ignore[arg-type]
+    current = begin
+
+    def on_change(parameters: list[Parameter]) -> SetParametersResult:
+        nonlocal current
+        given = {one.name: one.value for one in parameters if one.name in fields}
+        try:
+            changed = dataclasses.replace(  # type: ignore[type-var]
+                current, **{name: checked(fields[name], value) for name, value in given.items()}
+            )
+            if given:
+                take_over(changed, set(given))
+        except (Ep2plocError, OSError, ValueError) as error:
+            return SetParametersResult(successful=False, reason=str(error))
+        current = changed
+        return SetParametersResult(successful=True)
+
+    node.add_on_set_parameters_callback(on_change)
 
 
 def checked(field: dataclasses.Field, given: Any) -> Any:

@@ -12,7 +12,7 @@ from rclpy.qos import QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
-from ep2ploc_core.errors import InputError
+from ep2ploc_core.errors import InputError, MapError
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_ros.clouds import points_from_cloud
 from ep2ploc_ros.messages import nanoseconds, pose_to_message
@@ -36,16 +36,22 @@ class SubmapCache:
         self._fetch = fetch
         self._centre: np.ndarray | None = None
         self._points = MapPoints.concatenate([])
+        self._held_at = 0.0
 
     def hold(self, centre: np.ndarray, points: MapPoints) -> None:
         """Replaces the submap by the points around `centre` `(3,)`, map frame."""
         self._centre, self._points = np.asarray(centre, np.float64), points
+        self._held_at = time.monotonic()
 
     def distance(self, position: np.ndarray) -> float:
         """Metres (horizontally) from the centre of the submap; infinite while there is none."""
         if self._centre is None:
             return float("inf")
         return float(np.linalg.norm((np.asarray(position) - self._centre)[:2]))
+
+    def age(self) -> float | None:
+        """Seconds since the submap came; None while there is none."""
+        return None if self._centre is None else time.monotonic() - self._held_at
 
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The held points within `radius` metres (horizontally) of `centre` `(3,)`, map frame."""
@@ -55,15 +61,15 @@ class SubmapCache:
 
 
 class SubmapClient:
-    """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for. `receive`: waits up
-    to so many seconds for a submap message, and gives None when none came."""
+    """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for; may be changed.
+    `receive`: waits up to so many seconds for a submap message, and gives None when none came."""
 
     def __init__(
         self, node: Node, map_frame: str, refresh: float, receive: Callable[[float], PointCloud2 | None]
     ) -> None:
         self.cache = SubmapCache("", voxel_size=0.2)
         self._map_frame = map_frame
-        self._refresh = refresh
+        self.refresh = refresh
         self._receive = receive
         self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
         self._asked_at = 0.0
@@ -79,15 +85,15 @@ class SubmapClient:
     def ensure(self, header: Header, map_from_camera: np.ndarray) -> bool:
         """Asks for a submap around a pose `(4, 4)` where one is due. True when the one at hand will do for it."""
         distance = self.cache.distance(map_from_camera[:3, 3])
-        if distance > self._refresh:
+        if distance > self.refresh:
             self._ask(header, map_from_camera)
-        return distance <= 2 * self._refresh
+        return distance <= 2 * self.refresh
 
     def _fetch(self, place: np.ndarray) -> None:
         """Waits for a submap around a place `(3,)` when the one at hand does not reach it: a search looks at many
-        places. Raises InputError when none comes."""
+        places. Raises MapError when none comes."""
         until = time.monotonic() + _PATIENCE_SECONDS
-        while self.cache.distance(place) > 2 * self._refresh:
+        while self.cache.distance(place) > 2 * self.refresh:
             pose = np.eye(4)
             pose[:3, 3] = place
             stamp = time.time_ns()
@@ -99,7 +105,7 @@ class SubmapClient:
             if message is not None:
                 self.take(message)
             elif time.monotonic() > until or time.monotonic() < asked + _ASK_AGAIN_SECONDS / 2:  # the node is ending
-                raise InputError("The map_server sends no submap; is it running, and is its topic submap connected?")
+                raise MapError("The map_server sends no submap; is it running, and is its topic submap connected?")
 
     def take(self, message: PointCloud2) -> None:
         """Holds a submap that was asked for; others are none of ours. Raises InputError when it cannot be used."""
@@ -118,7 +124,7 @@ class SubmapClient:
 
     def _ask(self, header: Header, map_from_camera: np.ndarray) -> None:
         now, position = time.monotonic(), map_from_camera[:3, 3]
-        near = any(np.linalg.norm(centre - position) < self._refresh for centre in self._asked.values())
+        near = any(np.linalg.norm(centre - position) < self.refresh for centre in self._asked.values())
         if near and now - self._asked_at < _ASK_AGAIN_SECONDS:
             return
         self._asked_at = now

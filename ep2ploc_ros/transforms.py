@@ -5,6 +5,8 @@
 | `map_to_camera` | map -> camera              | nothing                            |
 | `map_to_base`   | map -> base                | base -> camera                     |
 | `map_to_odom`   | map -> odom (REP-105)      | base -> camera, odom -> base       |
+
+The topic `odom` and initial poses of the base need base -> camera too, and make do without.
 """
 
 from __future__ import annotations
@@ -43,28 +45,37 @@ class Transforms:
         clear = self._buffer.clear
         self._jump = node.get_clock().create_jump_callback(back, post_callback=lambda _: clear())
 
-    def base_from_camera(self, camera_frame: str) -> np.ndarray:
-        """Where the camera sits on the robot `(4, 4)`; raises MissingTransformError."""
-        return self._lookup(self._base, camera_frame, Time())
+    def base_from_camera(self, camera_frame: str, needed_by: str, base_frame: str = "") -> tuple[np.ndarray, str]:
+        """Where the camera sits on the robot `(4, 4)`, and nothing; or, where TF does not know that, a camera at the
+        robot's origin that looks along its x axis, and a sentence that says so. `base_frame`: where it is not that of
+        the parameters; visual odometry may name the camera's own."""
+        base_frame = base_frame or self._base
+        if base_frame == camera_frame:
+            return np.eye(4), ""
+        try:
+            return self._lookup(base_frame, camera_frame, Time(), needed_by), ""
+        except MissingTransformError as error:
+            return FORWARD_BASE_FROM_CAMERA, f"The camera is taken to look along the robot's x axis: {error}"
 
     def send(self, stamp: Stamp, map_from_camera: np.ndarray, camera_frame: str) -> None:
         """Sends the transform of the mode, with the image's stamp; raises MissingTransformError."""
         if self._mode == "map_to_camera":
             self._send(stamp, camera_frame, map_from_camera)
             return
-        map_from_base = map_from_camera @ np.linalg.inv(self.base_from_camera(camera_frame))
+        needed_by = f"tf_mode {self._mode}"
+        map_from_base = map_from_camera @ np.linalg.inv(self._lookup(self._base, camera_frame, Time(), needed_by))
         if self._mode == "map_to_base":
             self._send(stamp, self._base, map_from_base)
             return
-        odom_from_base = self._lookup(self._odom, self._base, Time.from_msg(stamp))
+        odom_from_base = self._lookup(self._odom, self._base, Time.from_msg(stamp), needed_by)
         self._send(stamp, self._odom, map_from_base @ np.linalg.inv(odom_from_base))
 
-    def _lookup(self, target: str, source: str, time: Time) -> np.ndarray:
+    def _lookup(self, target: str, source: str, time: Time, needed_by: str) -> np.ndarray:
         try:
             found = self._buffer.lookup_transform(target, source, time).transform
         except TransformException as error:
             raise MissingTransformError(
-                f"tf_mode {self._mode} needs the transform {target} -> {source} in TF ({error}); "
+                f"{needed_by} needs the transform {target} -> {source} in TF ({error}); "
                 "publish it, or set the frame parameters to the names your robot uses."
             ) from error
         translation, rotation = found.translation, found.rotation

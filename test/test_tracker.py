@@ -244,3 +244,44 @@ def test_forgetting_keeps_the_initial_pose_for_a_restart() -> None:
     assert tracker.predict(SECOND) is None and tracker.wants_search()
     assert tracker.restart()
     assert np.allclose(tracker.predict(2 * SECOND), at(3))
+
+
+def test_the_motion_of_odometry_is_taken_over_the_velocity() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(0))
+    assert tracker.motion_wanted(SECOND) is None  # nobody knows when the initial pose was
+    turned = at(5)
+    turned[:2, :2] = [[0, -1], [1, 0]]
+    for k in range(10):
+        tracker.accept(k * SECOND, at(k) @ turned)
+    assert tracker.motion_wanted(10 * SECOND) == (9 * SECOND, 10 * SECOND)
+    assert np.allclose(tracker.predict(10 * SECOND, at(3)), at(9) @ turned @ at(3))
+
+
+def test_every_other_try_after_a_refusal_does_without_odometry() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(0))
+    for k in range(10):
+        tracker.accept(k * SECOND, at(k))
+    steady = tracker.predict(10 * SECOND)
+    tracker.refuse()
+    assert np.allclose(tracker.predict(10 * SECOND, at(3)), steady)
+    tracker.refuse()
+    assert np.allclose(tracker.predict(10 * SECOND, at(3)), at(12))
+
+
+def test_odometry_is_followed_further_than_the_velocity_and_then_stands_still() -> None:
+    tracker = Tracker(TrackerSettings(horizon=2.0, odometry_horizon=10.0))
+    tracker.set_initial(at(0))
+    tracker.accept(SECOND, at(0))
+    assert tracker.motion_wanted(9 * SECOND) == (SECOND, 9 * SECOND)
+    assert tracker.motion_wanted(90 * SECOND) == (SECOND, 11 * SECOND)
+
+
+def test_after_time_jumped_back_no_motion_is_wanted() -> None:
+    tracker = Tracker()
+    tracker.set_initial(at(3))
+    tracker.predict(50 * SECOND)
+    tracker.accept(50 * SECOND, at(4))
+    assert tracker.motion_wanted(5 * SECOND) is None
+    assert np.allclose(tracker.predict(5 * SECOND, at(30)), at(3))

@@ -1,4 +1,4 @@
-"""The part of cv_bridge that the nodes use: 8-bit images between messages and numpy."""
+"""The part of cv_bridge that the nodes use: images between messages and numpy."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import array
 
 import cv2
 import numpy as np
-from sensor_msgs.msg import CompressedImage, Image
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
-CHANNELS = {"mono8": 1, "rgb8": 3, "bgr8": 3, "rgba8": 4, "bgra8": 4}
-_OPENCV_NAME = {"mono8": "GRAY", "rgb8": "RGB", "bgr8": "BGR", "rgba8": "RGBA", "bgra8": "BGRA"}
+# What OpenCV calls the encodings, without their bits, and how many channels they have. OpenCV names a Bayer pattern
+# after its second row and column, ROS after the first.
+_COLOURS = {
+    "mono": ("GRAY", 1),
+    "rgb": ("RGB", 3),
+    "bgr": ("BGR", 3),
+    "rgba": ("RGBA", 4),
+    "bgra": ("BGRA", 4),
+    "bayer_rggb": ("BayerBG", 1),
+    "bayer_bggr": ("BayerRG", 1),
+    "bayer_gbrg": ("BayerGR", 1),
+    "bayer_grbg": ("BayerGB", 1),
+}
+_YUV = {"yuv422": "UYVY", "yuv422_yuy2": "YUY2"}
 
 
 class CvBridgeError(TypeError):
@@ -18,32 +30,28 @@ class CvBridgeError(TypeError):
 
 
 class CvBridge:
-    """Converts `sensor_msgs` images from and to numpy arrays `(H, W)` or `(H, W, C)` uint8."""
+    """Converts `sensor_msgs` images from and to numpy arrays `(H, W)` or `(H, W, C)`, uint8 or uint16."""
 
     def imgmsg_to_cv2(self, img_msg: Image, desired_encoding: str = "passthrough") -> np.ndarray:
-        """The pixels of a message, without a copy where no conversion is asked for."""
-        channels = _channels(img_msg.encoding)
+        """The pixels of a message, without a copy where no conversion is asked for; 16 bits are scaled to 8."""
+        _, channels, dtype = _layout(img_msg.encoding)
+        row = img_msg.width * channels * dtype.itemsize
         rows = np.frombuffer(img_msg.data, np.uint8)[: img_msg.height * img_msg.step]
-        pixels = rows.reshape(img_msg.height, img_msg.step)[:, : img_msg.width * channels]
-        if channels > 1:
-            pixels = pixels.reshape(img_msg.height, img_msg.width, channels)
+        rows = rows.reshape(img_msg.height, img_msg.step)[:, :row]
+        if dtype.itemsize > 1:
+            rows = np.ascontiguousarray(rows).view(dtype.newbyteorder(">" if img_msg.is_bigendian else "<"))
+            rows = rows.astype(dtype, copy=False)
+        pixels = rows if channels == 1 else rows.reshape(img_msg.height, img_msg.width, channels)
         return _convert(pixels, img_msg.encoding, desired_encoding)
 
-    def compressed_imgmsg_to_cv2(
-        self, cmprs_img_msg: CompressedImage, desired_encoding: str = "passthrough"
-    ) -> np.ndarray:
-        """The pixels of a JPEG or PNG message; "passthrough" gives BGR."""
-        pixels = cv2.imdecode(np.frombuffer(cmprs_img_msg.data, np.uint8), cv2.IMREAD_COLOR)
-        if pixels is None:
-            raise CvBridgeError("the data is no JPEG or PNG image")
-        return _convert(pixels, "bgr8", desired_encoding)
-
     def cv2_to_imgmsg(self, cvim: np.ndarray, encoding: str = "passthrough", header: Header | None = None) -> Image:
-        """A message of `(H, W)` or `(H, W, C)` uint8 pixels; the encoding says what the channels are."""
+        """A message of `(H, W)` or `(H, W, C)` pixels; the encoding says what the channels are."""
         channels = 1 if cvim.ndim == 2 else cvim.shape[2]
-        if cvim.dtype != np.uint8 or _channels(encoding) != channels:
+        _, wanted, dtype = _layout(encoding)
+        if cvim.dtype != dtype or wanted != channels:
             raise CvBridgeError(f"pixels of type {cvim.dtype} with {channels} channels are no {encoding}")
-        message = Image(height=cvim.shape[0], width=cvim.shape[1], encoding=encoding, step=cvim.shape[1] * channels)
+        step = cvim.shape[1] * channels * dtype.itemsize
+        message = Image(height=cvim.shape[0], width=cvim.shape[1], encoding=encoding, step=step)
         if header is not None:
             message.header = header
         data = array.array("B")
@@ -52,14 +60,27 @@ class CvBridge:
         return message
 
 
-def _channels(encoding: str) -> int:
-    if encoding not in CHANNELS:
-        raise CvBridgeError(f"the encoding '{encoding}' is none of {', '.join(CHANNELS)}")
-    return CHANNELS[encoding]
+def _layout(encoding: str) -> tuple[str, int, np.dtype]:
+    """OpenCV's name of an encoding, its channels, and the type of one."""
+    if encoding in _YUV:
+        return f"YUV_{_YUV[encoding]}", 2, np.dtype(np.uint8)
+    for bits, dtype in (("8", np.uint8), ("16", np.uint16)):
+        colours = _COLOURS.get(encoding.removesuffix(bits))
+        if encoding.endswith(bits) and colours is not None:
+            return *colours, np.dtype(dtype)
+    raise CvBridgeError(f"the encoding '{encoding}' is not known")
 
 
 def _convert(pixels: np.ndarray, encoding: str, desired: str) -> np.ndarray:
     if desired in ("passthrough", encoding):
         return pixels
-    _channels(desired)
-    return cv2.cvtColor(pixels, getattr(cv2, f"COLOR_{_OPENCV_NAME[encoding]}2{_OPENCV_NAME[desired]}"))
+    (source, _, depth), (target, _, wanted) = _layout(encoding), _layout(desired)
+    if source != target:
+        name = f"YUV2{target}_{_YUV[encoding]}" if encoding in _YUV else f"{source}2{target}"
+        code = getattr(cv2, f"COLOR_{name}", None)
+        if code is None:
+            raise CvBridgeError(f"there is no conversion from {encoding} to {desired}")
+        pixels = cv2.cvtColor(pixels, code)
+    if depth.itemsize < wanted.itemsize:
+        raise CvBridgeError(f"there is no conversion from {encoding} to {desired}")
+    return pixels if depth == wanted else cv2.convertScaleAbs(pixels, alpha=255 / 65535)

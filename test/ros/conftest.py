@@ -18,6 +18,8 @@ import rclpy
 import torch
 from diagnostic_msgs.msg import DiagnosticArray
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from rcl_interfaces.srv import SetParameters
+from rclpy.parameter import Parameter
 from rclpy.qos import qos_profile_sensor_data
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
@@ -101,6 +103,17 @@ class Listener:
         future = client.call_async(request)
         self.wait(future.done)
         return future.result()
+
+    def set_parameter(self, node: str, name: str, value: object) -> Any:
+        """Sets a parameter of a node while it runs, and returns its answer: `successful` and `reason`."""
+        client = self.node.create_client(SetParameters, f"{node}/set_parameters")
+        call = SetParameters.Request(parameters=[Parameter(name, value=value).to_parameter_msg()])
+        return self.wait_for_service(client, call).results[0]
+
+    def values(self, node: str) -> dict[str, str]:
+        """The values of a node's newest diagnostic, by key."""
+        status = self.diagnostic(node)
+        return {} if status is None else {value.key: value.value for value in status.values}
 
 
 @pytest.fixture

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import pytest
+import torch
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped, TransformStamped
+from nav_msgs.msg import Odometry
 from nav_msgs.msg import Path as PathMessage
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
 from sensor_msgs.msg import CompressedImage, Image, PointCloud2
@@ -177,6 +179,104 @@ def test_map_to_odom_joins_odometry_at_the_images_time(listener, start, site, an
     assert np.allclose(matrix(first) @ ODOM_FROM_BASE @ BASE_FROM_CAMERA, pose_from_message(pose.pose), atol=1e-6)
 
 
+def send_one(listener, camera, moment: float | None = None) -> dict[str, str]:
+    """Sends one image, waits until the localizer is done with it, and returns the values of its diagnostics."""
+    image = camera.image()
+    if moment is not None:
+        camera.seconds = moment
+        image.header = camera.header("camera")
+    camera.infos.publish(camera.info())
+    camera.images.publish(image)
+    stamp = str(nanoseconds(image.header.stamp))
+    listener.wait(lambda: listener.values("localizer").get("image_stamp") == stamp)
+    return listener.values("localizer")
+
+
+def test_tf_stops_when_lost_and_returns_with_the_second_pose_that_agrees(listener, start, site, camera) -> None:
+    start("map_server_node", map_path=site.map_path)
+    start("localizer_node", least_score=LENIENT.least_score)
+    poses = listener.listen(PoseStamped, "pose")
+    transforms = listener.listen(TFMessage, "/tf", 100)
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    camera.poses.publish(camera.start_pose(pose=site.prior))
+    listener.wait(lambda: poses and transforms, meanwhile=camera.good)
+    listener.wait(lambda: float(listener.values("localizer")["poses_per_second"]) > 0, meanwhile=camera.good)
+    assert "ahead of the image's stamp" in listener.values("localizer")["latency_seconds"]  # the camera's clock is odd
+    assert listener.set_parameter("localizer", "least_score", 9.0).successful  # more than any image says
+    listener.wait_for_diagnostic("localizer", "Lost", meanwhile=camera.good)
+    published = (len(poses), len(transforms))
+    values = send_one(listener, camera)
+    assert values["state"] == "lost" and "score" in values["last_refusal"]
+    assert listener.set_parameter("localizer", "least_score", LENIENT.least_score).successful
+    while values["refused_in_a_row"] != "0":
+        assert (len(poses), len(transforms)) == published
+        values = send_one(listener, camera)
+    assert values["state"] == "lost"  # one pose is not enough
+    assert (len(poses), len(transforms)) == published
+    assert send_one(listener, camera)["state"] == "tracking"
+    listener.wait(lambda: (len(poses), len(transforms)) == (published[0] + 1, published[1] + 1))
+
+
+def test_odometry_carries_the_pose_over_a_way_that_no_image_shows(listener, start, site, answers, camera) -> None:
+    drive = KittiDrive(site.drive_path)
+    here, there = drive.frame(site.query), drive.frame(site.query + 4)
+    truth = drive.map_from_camera(there)
+    map_from_base = [drive.map_from_camera(one) @ np.linalg.inv(BASE_FROM_CAMERA) for one in (here, there)]
+    step = se3.log(torch.from_numpy(np.linalg.inv(map_from_base[0]) @ map_from_base[1]))
+    assert 3 < np.linalg.norm(step[:3]) < 6
+    start("map_server_node", map_path=site.map_path)
+    start("localizer_node", least_score=LENIENT.least_score)
+    poses = listener.listen(PoseStamped, "pose")
+    odometry = listener.node.create_publisher(Odometry, "odom", 100)
+    static = StaticTransformBroadcaster(listener.node)
+    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
+    listener.wait_for_diagnostic("localizer", "Ready")
+    listener.wait(camera.ready)
+    listener.wait(odometry.get_subscription_count)
+
+    def begin() -> None:
+        """Stands at the first frame until that pose is found."""
+        camera.pixels = drive.read_image(here)
+        camera.poses.publish(camera.start_pose(pose=site.prior))
+        before = len(poses)
+        listener.wait(lambda: len(poses) > before + 2, meanwhile=camera.good)
+
+    def arrive(moment: float) -> float:
+        """How far from the truth the image of the other frame is localized, in metres; infinite when not at all."""
+        camera.pixels = drive.read_image(there)
+        send_one(listener, camera, moment)
+        wanted = [one for one in poses if one.header.stamp == camera.header("camera").stamp]
+        return min((se3.pose_error(pose_from_message(one.pose), truth)[0] for one in wanted), default=np.inf)
+
+    def drive_to(share: float) -> None:
+        """The odometry after this share of the way."""
+        message = Odometry(header=camera.header("odom"), child_frame_id="base_link")
+        message.pose.pose = pose_to_message(ODOM_FROM_BASE @ se3.exp(step * share).numpy())
+        odometry.publish(message)
+
+    def stand() -> None:
+        camera.good()
+        drive_to(0)
+
+    def received() -> int:
+        return int(listener.values("localizer")["odometry_received"])
+
+    begin()
+    assert arrive(camera.seconds + 1.0) > 1.0  # four metres are too far for a start without odometry
+    assert listener.values("localizer")["odometry"] == "not used: no odometry has arrived"
+    begin()
+    listener.wait(lambda: listener.values("localizer")["odometry"] == "used.", meanwhile=stand)  # once TF is there too
+    send_one(listener, camera)
+    stood, before = camera.seconds, received()
+    for share in np.linspace(0, 1, 41):  # two seconds
+        camera.seconds = stood + 2.0 * share
+        drive_to(share)
+    listener.wait(lambda: received() >= before + 41, meanwhile=lambda: drive_to(1))
+    assert arrive(stood + 2.0) < 0.5
+    assert listener.values("localizer")["odometry"] == "used."
+
+
 def test_compressed_images_in_a_namespace_from_a_parameter_pose(listener, start, site, core, camera) -> None:
     start("map_server_node", namespace="/robot", map_path=site.map_path)
     numbers = [*site.prior[:3, 3], *se3.to_quaternion(site.prior)]
@@ -213,12 +313,8 @@ def test_stale_images_are_dropped_and_counted(listener, start, site, camera) -> 
         last = camera.image()
         camera.images.publish(last)
         listener.wait(lambda: True)
-
-    def values() -> dict[str, str]:
-        return {value.key: value.value for value in listener.diagnostic("localizer").values}
-
-    listener.wait(lambda: values()["image_stamp"] == str(nanoseconds(last.header.stamp)))
-    assert int(values()["images_dropped"]) > 0
+    listener.wait(lambda: listener.values("localizer")["image_stamp"] == str(nanoseconds(last.header.stamp)))
+    assert int(listener.values("localizer")["images_dropped"]) > 0
     assert len(poses) < 100
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 import yaml
 from geometry_msgs.msg import PoseWithCovarianceStamped
+from nav_msgs.msg import Odometry
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
@@ -15,6 +17,7 @@ from std_srvs.srv import Trigger
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.model.checkpoint import save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_ros import localizer_health
 
 VERDICTS = ("Image refused", "Tracking", "Lost")  # what an untrained network says is of no interest here
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -75,7 +78,7 @@ def test_bad_messages_are_named_and_outlived(listener, started) -> None:
         "not a number": with_info(k=[nan] * 9),
         "focal lengths": with_info(k=[0.0] * 9),
         "64x48 but the camera calibration is for 640x480": with_info(width=640, height=480),
-        "encoding": with_image(encoding="yuv422"),
+        "encoding": with_image(encoding="nv21"),
         "bytes where": with_image(data=b"123"),
         "frame_id": with_image(header=Header()),
     }.items():
@@ -96,6 +99,76 @@ def test_bad_messages_are_named_and_outlived(listener, started) -> None:
     stranger.publish(PointCloud2(width=10**6, point_step=77))
     listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
     assert localizer.process.poll() is None
+    assert localizer.interrupt() == 0
+    assert "Traceback" not in localizer.log.read_text()
+
+
+def test_parameters_change_while_it_runs_and_bad_ones_are_refused_with_a_reason(listener, started) -> None:
+    localizer, camera = started
+    listener.wait_for_diagnostic("localizer", "No initial pose", meanwhile=camera.good)
+    for name, value, reason in (
+        ("initial_pose", [1.0, 2.0], "2 numbers, not 7"),
+        ("initial_pose", [0.0] * 7, "quaternion"),
+        ("initial_pose", "here", "list of numbers"),
+        ("initial_pose_of", "lidar", "one of camera, base"),
+        ("least_score", 99, "between -10 and 10"),
+        ("submap_refresh", 0.0, "range"),
+        ("tf_mode", "map_to_base", "read-only"),
+        ("image_reliability", "reliable", "read-only"),
+    ):
+        answer = listener.set_parameter("localizer", name, value)
+        assert not answer.successful and reason in answer.reason, (name, value, answer)
+    assert listener.set_parameter("localizer", "submap_refresh", 5.0).successful
+    assert listener.set_parameter("localizer", "initial_pose_of", "base").successful
+    assert listener.set_parameter("localizer", "initial_pose", [0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0]).successful
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    listener.wait(lambda: "along the robot's x axis" in localizer.log.read_text())
+
+
+def test_diagnostics_have_all_their_keys_also_while_nothing_happens(listener, started) -> None:
+    _, camera = started
+    documented = re.findall(r"^\| ([a-z_, ]+?) +\|", localizer_health.__doc__ or "", re.MULTILINE)
+    keys = {key for row in documented for key in row.split(", ")} - {"key", "last_rejected", "last_odometry_jump"}
+    from_images = {"image_stamp", "refused_in_a_row", "seconds", "matches", "inliers", "score"}
+    assert keys - from_images <= set(listener.values("localizer"))
+    listener.wait(camera.ready)
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
+    values = listener.values("localizer")
+    assert keys <= set(values)
+    assert float(values["submap_age_seconds"]) >= 0
+    assert values["last_refusal"] != "none"
+    assert values["poses_per_second"] == "0.00"
+    rejected = int(values["messages_rejected"])
+    camera.images.publish(camera.image(encoding="16UC1"))
+    listener.wait(lambda: int(listener.values("localizer")["messages_rejected"]) > rejected)
+    assert "depth image" in listener.values("localizer")["last_rejected"]
+
+
+def test_odometry_without_meaning_is_named_and_outlived(listener, started) -> None:
+    localizer, camera = started
+    odometry = listener.node.create_publisher(Odometry, "odom", 10)
+    listener.wait(odometry.get_subscription_count)
+
+    def send(**change: float) -> None:
+        message = Odometry(header=camera.header("odom"), child_frame_id="base_link")
+        message.pose.pose.orientation.w = 1.0
+        for name, value in change.items():
+            setattr(message.pose.pose.position, name, value)
+        odometry.publish(message)
+
+    def rejected() -> str:
+        return listener.values("localizer").get("last_rejected", "")
+
+    listener.wait(lambda: "/odom is left out" in rejected(), meanwhile=lambda: send(x=float("nan")))
+
+    def jump() -> None:
+        camera.seconds += 0.1
+        send(x=1000.0 * (round(camera.seconds * 10) % 2))
+
+    listener.wait(lambda: "jumped by" in listener.values("localizer").get("last_odometry_jump", ""), meanwhile=jump)
+    camera.poses.publish(camera.start_pose())
+    listener.wait_for_diagnostic("localizer", *VERDICTS, meanwhile=camera.good)
     assert localizer.interrupt() == 0
     assert "Traceback" not in localizer.log.read_text()
 

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 from geometry_msgs.msg import PoseStamped
 from rcl_interfaces.msg import ParameterType
-from rcl_interfaces.srv import DescribeParameters, SetParameters
-from rclpy.parameter import Parameter
+from rcl_interfaces.srv import DescribeParameters
 from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
@@ -28,12 +27,6 @@ def request(x: float, frame: str = "map", nanosec: int = 123456789) -> PoseStamp
     message.pose.position.x = float(x)
     message.pose.orientation.w = 1.0
     return message
-
-
-def set_map_path(listener, server_name: str, path: object):
-    client = listener.node.create_client(SetParameters, f"{server_name}/set_parameters")
-    call = SetParameters.Request(parameters=[Parameter("map_path", value=path).to_parameter_msg()])
-    return listener.wait_for_service(client, call).results[0]
 
 
 def test_serves_a_late_joiner_and_sends_submaps(listener, start, small_map: PointMap) -> None:
@@ -97,13 +90,13 @@ def test_another_map_is_loaded_and_a_bad_one_is_not(listener, start, small_map: 
     infos = listener.listen(String, "map_info", LATCHED)
     start("map_server_node", map_path=small_map.path)
     listener.wait(lambda: infos)
-    assert set_map_path(listener, "map_server", str(other.path)).successful
+    assert listener.set_parameter("map_server", "map_path", str(other.path)).successful
     listener.wait(lambda: len(infos) > 1)
     assert MapDescription.from_message(infos[-1]).checkpoint == "beef4567"
-    refused = set_map_path(listener, "map_server", str(tmp_path))
+    refused = listener.set_parameter("map_server", "map_path", str(tmp_path))
     assert not refused.successful
     assert "is not a map directory" in refused.reason
-    assert not set_map_path(listener, "map_server", 7).successful
+    assert not listener.set_parameter("map_server", "map_path", 7).successful
     status = listener.wait_for_diagnostic("map_server", "stays")
     assert status.level == status.ERROR
     assert len(infos) == 2
@@ -118,7 +111,7 @@ def test_starts_without_a_usable_map_and_says_so(listener, start, path: str, sma
     server = start("map_server_node", map_path=path)
     status = listener.wait_for_diagnostic("map_server", "map")
     assert status.level == status.ERROR
-    assert set_map_path(listener, "map_server", str(small_map.path)).successful
+    assert listener.set_parameter("map_server", "map_path", str(small_map.path)).successful
     listener.wait_for_diagnostic("map_server", "serving")
     assert server.interrupt() == 0
 
@@ -132,14 +125,44 @@ def test_works_in_a_namespace(listener, start, small_map: PointMap) -> None:
 def test_parameters_are_described_and_fixed_ones_are_read_only(listener, start, small_map: PointMap) -> None:
     start("map_server_node", map_path=small_map.path)
     client = listener.node.create_client(DescribeParameters, "map_server/describe_parameters")
-    names = ["map_path", "submap_radius"]
+    names = ["submap_radius", "map_frame"]
     answer = listener.wait_for_service(client, DescribeParameters.Request(names=names))
-    path, radius = answer.descriptors
-    assert path.type == ParameterType.PARAMETER_STRING
-    assert not path.read_only
-    assert radius.read_only
+    radius, frame = answer.descriptors
+    assert radius.type == ParameterType.PARAMETER_DOUBLE
+    assert not radius.read_only
     assert radius.description
     assert radius.floating_point_range[0].to_value == 500
+    assert frame.read_only
+    assert "Fixed when the node starts" in frame.description
+
+
+def test_settings_change_while_it_runs_and_bad_ones_are_refused_with_a_reason(
+    listener, start, small_map: PointMap
+) -> None:
+    start("map_server_node", map_path=small_map.path, submap_radius=20, display_points=1000)
+    clouds = listener.listen(PointCloud2, "map_points", LATCHED)
+    submaps = listener.listen(PointCloud2, "submap")
+    publisher = listener.node.create_publisher(PoseStamped, "submap_request", 2)
+    listener.wait(lambda: clouds)
+    assert listener.set_parameter("map_server", "display_points", 2000).successful  # a whole number will do
+    listener.wait(lambda: len(clouds) > 1)
+    assert len(points_from_cloud(clouds[-1])) == len(small_map.thinned(2000)) > 1000
+    assert listener.set_parameter("map_server", "submap_radius", 40.0).successful
+    listener.wait(lambda: submaps, meanwhile=lambda: publisher.publish(request(50)))
+    assert len(points_from_cloud(submaps[0])) == len(small_map.query(np.array([50.0, 0, 0]), 40))
+    for name, value, reason in (
+        ("submap_radius", 9.0, "range"),
+        ("submap_radius", 9, "between 10 and 500"),
+        ("submap_radius", float("nan"), ""),
+        ("submap_radius", "wide", "give a float"),
+        ("display_points", [1.0, 2.0], "give a float"),
+        ("map_frame", "earth", "read-only"),
+    ):
+        answer = listener.set_parameter("map_server", name, value)
+        assert not answer.successful and answer.reason and reason in answer.reason, (name, value, answer)
+    heard = len(submaps)
+    listener.wait(lambda: len(submaps) > heard, meanwhile=lambda: publisher.publish(request(50)))
+    assert submaps[-1].width == submaps[0].width
 
 
 @pytest.mark.parametrize(("name", "value"), [("submap_radius", -3.0), ("submap_radius", "wide"), ("map_frame", 5)])

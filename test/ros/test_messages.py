@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import array
 
-import cv2
 import numpy as np
 import pytest
 import torch
 from geometry_msgs.msg import Pose
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image, PointField
+from sensor_msgs.msg import CameraInfo, PointField
 from std_msgs.msg import Header
 
 from ep2ploc_core import se3
@@ -25,75 +24,9 @@ from ep2ploc_ros.clouds import (
 )
 from ep2ploc_ros.messages import (
     camera_from_message,
-    image_from_compressed,
-    image_from_message,
-    image_to_message,
     pose_from_message,
     pose_to_message,
 )
-
-RGB = np.random.default_rng(1).integers(0, 256, (6, 7, 3), dtype=np.uint8)
-
-
-def image_message(pixels: np.ndarray, encoding: str, padding: int = 0) -> Image:
-    rows = pixels.reshape(len(pixels), -1)
-    rows = np.pad(rows, ((0, 0), (0, padding)))
-    message = Image(height=pixels.shape[0], width=pixels.shape[1], encoding=encoding, step=rows.shape[1])
-    message.data = array.array("B", rows.tobytes())
-    return message
-
-
-@pytest.mark.parametrize("padding", [0, 5])
-@pytest.mark.parametrize("encoding", ["rgb8", "bgr8", "rgba8", "bgra8"])
-def test_colour_encodings_all_give_rgb(encoding: str, padding: int) -> None:
-    colours = RGB if encoding.startswith("rgb") else RGB[..., ::-1]
-    alpha = np.full((6, 7, len(encoding) - 4), 9, np.uint8)[..., : 1 if encoding.endswith("a8") else 0]
-    message = image_message(np.concatenate([colours, alpha], 2), encoding, padding)
-    assert np.array_equal(image_from_message(message), RGB)
-
-
-@pytest.mark.parametrize("encoding", ["mono8", "8UC1"])
-def test_grey_images_stay_grey(encoding: str) -> None:
-    assert np.array_equal(image_from_message(image_message(RGB[..., 0], encoding, padding=3)), RGB[..., 0])
-
-
-def test_image_round_trip() -> None:
-    message = image_to_message(RGB, Header(frame_id="camera"))
-    assert message.header.frame_id == "camera"
-    assert np.array_equal(image_from_message(message), RGB)
-
-
-def test_compressed_image_gives_rgb() -> None:
-    png = cv2.imencode(".png", RGB[..., ::-1])[1]
-    assert np.array_equal(image_from_compressed(CompressedImage(format="png", data=png.tobytes())), RGB)
-
-
-@pytest.mark.parametrize("data", [b"", b"\xff\xd8\xff\xe0 no jpeg", bytes(1000)])
-def test_broken_compressed_image_is_refused(data: bytes) -> None:
-    with pytest.raises(InputError, match="cannot be decoded"):
-        image_from_compressed(CompressedImage(format="jpeg", data=data))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        ({"encoding": "mono16"}, "encoding"),
-        ({"encoding": ""}, "encoding"),
-        ({"height": 0}, "cannot be"),
-        ({"width": 0}, "cannot be"),
-        ({"step": 20}, "cannot be"),
-        ({"width": 2**31}, "cannot be"),
-        ({"height": 2**31}, "bytes"),
-        ({"data": b"12"}, "bytes"),
-        ({"data": b""}, "bytes"),
-    ],
-)
-def test_malformed_image_is_refused(change: dict, reason: str) -> None:
-    message = image_message(RGB, "rgb8")
-    for name, value in change.items():
-        setattr(message, name, value)
-    with pytest.raises(InputError, match=reason):
-        image_from_message(message)
 
 
 def camera_info(**change: object) -> CameraInfo:

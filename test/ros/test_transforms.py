@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import rclpy
 from geometry_msgs.msg import TransformStamped
 from rclpy.time import Time
 
@@ -13,6 +14,7 @@ from ep2ploc_ros.standalone.tf2_ros import (
     ExtrapolationException,
     LookupException,
 )
+from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, Transforms
 
 SECOND = 10**9
 
@@ -84,3 +86,19 @@ def test_transforms_without_meaning_are_dropped(buffer: Buffer) -> None:
     broken.transform.rotation.w = 0.0
     buffer.set_transform(broken, "test")
     assert buffer.lookup_transform("odom", "base", at(0)).transform.translation.x == pytest.approx(2)
+
+
+def test_where_the_camera_sits_is_looked_up_or_taken_to_be_ahead_with_a_word() -> None:
+    node = rclpy.create_node("robot")
+    try:
+        transforms = Transforms(node, "map_to_camera", "map", "odom", "base_link")
+        pose, problem = transforms.base_from_camera("camera", "odom")
+        assert np.array_equal(pose, FORWARD_BASE_FROM_CAMERA)
+        assert "odom needs the transform base_link -> camera in TF" in problem
+        assert (
+            "odom needs the transform hull -> camera in TF" in transforms.base_from_camera("camera", "odom", "hull")[1]
+        )
+        pose, problem = transforms.base_from_camera("camera", "odom", "camera")  # visual odometry
+        assert np.array_equal(pose, np.eye(4)) and not problem
+    finally:
+        node.destroy_node()

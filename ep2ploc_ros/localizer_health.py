@@ -1,0 +1,92 @@
+"""What the localizer says of itself in /diagnostics: how often, how late, how well, and if not, why not.
+
+| key                                      | meaning                                                                  |
+|------------------------------------------|--------------------------------------------------------------------------|
+| state                                    | initializing, tracking or lost                                           |
+| poses_per_second                         | poses published, over the last ten seconds                               |
+| latency_seconds                          | from the stamp of the image of the last pose until it was published      |
+| seconds                                  | what the last image took to localize                                     |
+| matches, inliers, score                  | of the last image                                                        |
+| last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
+| images_received, images_dropped          | dropped: replaced by a newer one before its turn came                    |
+| messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
+| image_stamp                              | of the last image that was worked on, in nanoseconds                     |
+| submap_age_seconds                       | since the part of the map around the camera came                         |
+| odometry_received                        | messages on odom that could be used                                      |
+| odometry, last_odometry_jump             | whether odometry tells the motion since the last pose, and if not, why   |
+| map, checkpoint, device, places          | what is being used                                                       |
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+from rclpy.node import Node
+
+from ep2ploc_core.localizer import Localization
+from ep2ploc_core.tracker import State, Tracker
+from ep2ploc_ros.health import ERROR, OK, WARN, Health
+from ep2ploc_ros.inbox import Inbox
+from ep2ploc_ros.submap_client import SubmapClient
+
+_RATE_SECONDS = 10.0
+_GREATEST_LATENCY = 60.0  # seconds; beyond, the clock and the stamps are of different times
+
+
+class LocalizerHealth(Health):
+    """The localizer's entry in /diagnostics."""
+
+    def __init__(self, node: Node, inbox: Inbox) -> None:
+        super().__init__(node)
+        self._inbox = inbox
+        self._published: deque[float] = deque(maxlen=1000)  # when, in monotonic seconds
+        self._submaps: SubmapClient | None = None
+        self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
+
+    def watch_submaps(self, submaps: SubmapClient) -> None:
+        """Has the age of the submap told too."""
+        self._submaps = submaps
+
+    def settled(self, stamp: int, found: Localization, tracker: Tracker, believed: bool) -> None:
+        """Tells what became of the image of a stamp (ns): a pose that was published, or why there was none."""
+        self.note(
+            state=tracker.state.value,
+            image_stamp=stamp,
+            refused_in_a_row=tracker.refusals,
+            seconds=f"{found.seconds:.3f}",
+            matches=found.num_matches,
+            inliers=found.num_inliers,
+            score=f"{found.score:.3f}",
+        )
+        if found.reason:
+            self.note(last_refusal=found.reason)
+        if believed:
+            self._published.append(time.monotonic())
+            self.note(latency_seconds=self._latency(stamp))
+            self.report(OK, "Tracking.")
+        elif tracker.state == State.LOST:
+            self.report(ERROR, f"Lost: {found.reason or 'waiting for a second pose that agrees'}.")
+        elif found.status == "ok":
+            self.report(WARN, "Found a pose; waiting for a second one that agrees.")
+        else:
+            self.report(WARN, f"Image refused: {found.reason}")
+
+    def _latency(self, stamp: int) -> str:
+        seconds = (self._node.get_clock().now().nanoseconds - stamp) / 1e9
+        if 0 <= seconds < _GREATEST_LATENCY:
+            return f"{seconds:.3f}"
+        return f"unknown: the clock is {seconds:.1f} s ahead of the image's stamp; for a bag set use_sim_time"
+
+    def live_values(self) -> dict[str, object]:
+        """How often poses come, what became of the images, and how old the submap is."""
+        now, times = time.monotonic(), tuple(self._published)
+        recent = [one for one in times if one > now - _RATE_SECONDS]
+        rate = len(recent) / min(_RATE_SECONDS, max(now - times[0], 1.0)) if recent else 0.0
+        age = self._submaps.cache.age() if self._submaps is not None else None
+        return {
+            "poses_per_second": f"{rate:.2f}",
+            "images_received": self._inbox.received["image"],
+            "images_dropped": self._inbox.dropped["image"],
+            "submap_age_seconds": "none" if age is None else f"{age:.1f}",
+        }
