@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -19,6 +20,8 @@ from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
+from ep2ploc_core.pose.belief import Evidence, belief
+from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
@@ -48,11 +51,12 @@ class LocalizerSettings:
 
     Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
     which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
-    places against what the prior alone expects, of likelihoods raised to `score_power`: near or below 0 the image does
-    not speak for the pose. Without a prior the `places` views most like the image are tried, the best
-    `verified_places` of them verified, and the best of all must have `least_margin` more score than any other place.
-    `covariance_scale` is for what the points' scores do not know of each other: with it nine of ten errors on drive
-    0009 lay within the ellipsoid that should hold them. How `least_score` was settled: docs/architecture.md.
+    places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
+    against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`). Without a prior
+    the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of all
+    must have `least_margin` more score than any other place, and `least_score_searched` at least: among so many places
+    one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being few to tell a
+    spread from. How these were settled: docs/architecture.md.
     """
 
     radius: float = 60.0
@@ -65,10 +69,12 @@ class LocalizerSettings:
     places: int = 16
     verified_places: int = 8
     least_margin: float = 0.02
-    least_score: float = 0.05
+    least_score: float = -0.01
+    least_score_searched: float = 0.03
+    least_belief: float = 0.7
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
-    covariance_scale: float = 1.0
+    covariance_scale: float = 1.5
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
@@ -88,7 +94,8 @@ class Localization:
     candidate: np.ndarray | None = None
     num_matches: int = 0
     num_inliers: int = 0
-    score: float = 0.0
+    belief: float = 0.0
+    evidence: Evidence | None = None
     seconds: float = 0.0
     points_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
@@ -116,12 +123,13 @@ class Matches:
 @dataclass
 class Matching:
     """Scores of the points visible from one pose, `view` and `scores` of batch size 1; and the pose that fits them
-    best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariance `(6, 6)`."""
+    best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariances `(6, 6)`."""
 
     view: PointView
     scores: PatchScores
     map_from_camera: Tensor
     covariance: Tensor
+    jackknife: Jackknife
 
 
 class Localizer:
@@ -167,6 +175,7 @@ class Localizer:
         begin = time.perf_counter()
         self._check_map()
         query = self._encode(image, camera)
+        searched = prior is None
         if prior is None:
             place = self._find_place(query)
             if isinstance(place, str):
@@ -187,7 +196,7 @@ class Localizer:
             passes.append(matching)
             guess = matching.map_from_camera
         found = self._conclude(query, passes, origin)
-        found.reason = self._doubt(found, passes, prior)
+        found.reason = self._doubt(found, prior, searched)
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
         found.seconds = time.perf_counter() - begin
@@ -267,7 +276,7 @@ class Localizer:
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
         found = search_pose(posterior, stage.search)
-        return Matching(view, scores, found.map_from_camera, found.covariance)
+        return Matching(view, scores, found.map_from_camera, found.covariance, found.jackknife)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, stage: Pass
@@ -333,21 +342,29 @@ class Localizer:
 
     def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
         """The pose of the last pass with the evidence for it."""
-        settings, last = self.settings, passes[-1]
+        settings, first, last = self.settings, passes[0], passes[-1]
         matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
-        # The last pass's own prior is narrow, so the spread is that of the pass before, which no prior bounds.
-        spread = passes[-2].covariance if len(passes) > 1 else last.covariance
+        covariance = (last.covariance + last.jackknife.covariance).double().numpy()
+        sigma = math.sqrt(covariance[:3, :3].trace())
+        evidence = Evidence(
+            score=self._score(query, last),
+            gain=last.jackknife.gain,
+            inlier_ratio=float(inliers.mean()) if len(inliers) else 0.0,
+            spread=float(first.covariance[:3, :3].trace().sqrt()),
+            sigma=sigma,
+        )
         pose = _moved(pose, origin)
         return Localization(
             status="ok",
             map_from_camera=pose,
             candidate=pose,
-            covariance=spread.double().numpy() * settings.covariance_scale,
+            covariance=covariance * settings.covariance_scale,
             num_matches=len(matches.points),
             num_inliers=int(inliers.sum()),
-            score=self._score(query, last),
+            belief=belief(evidence),
+            evidence=evidence,
             points_map=matches.points[inliers] + origin,
             pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
@@ -366,20 +383,22 @@ class Localizer:
         weight = scores.confidence.sum()
         return float(evidence / (scores.confidence * inside).sum().clamp(min=0.3 * weight))
 
-    def _doubt(self, found: Localization, passes: list[Matching], prior: np.ndarray) -> str:
-        """Why the pose should not be believed; empty when nothing speaks against it."""
-        settings = self.settings
-        assert found.map_from_camera is not None
+    def _doubt(self, found: Localization, prior: np.ndarray, searched: bool) -> str:
+        """Why the pose should not be believed; empty when nothing speaks against it. `searched`: the prior is not a
+        guess that was given but a place that was looked for."""
+        settings, evidence = self.settings, found.evidence
+        assert found.map_from_camera is not None and evidence is not None
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
-        ratio = found.num_inliers / found.num_matches
-        if ratio < settings.least_inlier_ratio:
-            return f"only {ratio:.0%} of the matches agree on one pose"
-        if found.score < settings.least_score:
-            return f"the image fits the map badly there (score {found.score:.2f})"
-        sigma = float(passes[0].covariance[:3, :3].trace().sqrt())
-        if sigma > settings.greatest_sigma:
-            return f"several poses are possible, {sigma * unit_of(self.point_map.voxel_size):.2g} m apart"
+        if evidence.inlier_ratio < settings.least_inlier_ratio:
+            return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
+        if evidence.score < (settings.least_score_searched if searched else settings.least_score):
+            return f"the image fits the map badly there (score {evidence.score:.2f})"
+        if evidence.spread > settings.greatest_sigma:
+            apart = evidence.spread * unit_of(self.point_map.voxel_size)
+            return f"several poses are possible, {apart:.2g} m apart"
+        if found.belief < settings.least_belief:
+            return f"the evidence is thin: the pose is right with a probability of {found.belief:.0%}"
         off = se3.log(torch.from_numpy(np.linalg.inv(prior) @ found.map_from_camera)).abs().numpy() / START_RANGE
         if off.max() > 0.98 * settings.greatest_distance:
             return "the best pose lies at the limit of what the prior pose allows"

@@ -125,7 +125,8 @@ def result_row(result: Localization) -> dict[str, Any]:
         "covariance": None if covariance is None else covariance.tolist(),
         "num_matches": result.num_matches,
         "num_inliers": result.num_inliers,
-        "score": round(result.score, 4),
+        "belief": round(result.belief, 4),
+        "evidence": None if result.evidence is None else {k: round(v, 5) for k, v in asdict(result.evidence).items()},
         "reason": result.reason,
         "seconds": round(result.seconds, 4),
     }

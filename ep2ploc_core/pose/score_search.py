@@ -17,6 +17,14 @@ from torch.nn.functional import grid_sample, pad
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.model.patch_classifier import PatchScores
+from ep2ploc_core.pose.jackknife import (
+    WIDE_SAMPLES,
+    Jackknife,
+    PartValues,
+    delete_one_covariance,
+    part_of_points,
+    poses_without_parts,
+)
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
 BOUND_PENALTY = 1e5  # nats lost by leaving the box around the prior by its own size
@@ -133,13 +141,18 @@ class PosePosterior:
     def value(self, offsets: Tensor) -> Tensor:
         """Log probabilities `(K,)`, up to a constant."""
         rotation, _ = _rotation(offsets[:, 3:])
-        to_image = self.to_image @ _camera_from_guess(rotation, offsets)
-        chunk = max(1, CPU_CHUNK // len(self.points)) if offsets.device.type == "cpu" else len(offsets)
-        parts = []
-        for some in to_image.split(chunk):
-            value, inside, _ = self._look(torch.matmul(self.points, some.permute(1, 2, 0)))
-            parts.append(self.weight @ torch.where(inside, value, self.none))
-        return torch.cat(parts) + self._prior(offsets, rotation)
+        return self._weighed(self.weight, rotation, offsets) + self._prior(offsets, rotation)
+
+    def part_values(self, offsets: Tensor) -> PartValues:
+        """What the parts of the image say of the poses, the prior apart. `(B, K)`"""
+        at_guess = self.points[:, :3] @ self.to_image.T
+        parts = part_of_points(at_guess[:, :2] / at_guess[:, 2:].clamp(min=NEAREST)) * self.weight
+        return PartValues(self._weighed(parts, _rotation(offsets[:, 3:])[0], offsets), parts.sum(1))
+
+    def part_values_anywhere(self, generator: torch.Generator) -> Tensor:
+        """What the parts `(B,)` say on the average of poses that are as far off as the first guess may be."""
+        wide = torch.randn(WIDE_SAMPLES, 6, generator=generator).to(self.sigma) * self.box.half_widths / math.sqrt(3)
+        return self.part_values(wide).value.mean(1)
 
     def slope(self, offsets: Tensor) -> Slope:
         """Value, gradient and information."""
@@ -167,6 +180,16 @@ class PosePosterior:
             (by_offset @ weighted.sum(-1, keepdim=True)).squeeze(-1) - offsets / self.sigma**2,
             information + torch.diag(1 / self.sigma**2),
         )
+
+    def _weighed(self, weight: Tensor, rotation: Tensor, offsets: Tensor) -> Tensor:
+        """Log likelihoods of the points, summed with weights `(N,)` or `(B, N)`: `(K,)` or `(B, K)`."""
+        to_image = self.to_image @ _camera_from_guess(rotation, offsets)
+        chunk = max(1, CPU_CHUNK // len(self.points)) if offsets.device.type == "cpu" else len(offsets)
+        sums = []
+        for some in to_image.split(chunk):
+            value, inside, _ = self._look(torch.matmul(self.points, some.permute(1, 2, 0)))
+            sums.append(weight @ torch.where(inside, value, self.none))
+        return torch.cat(sums, -1)
 
     def _look(self, seen: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Each point's map, interpolated at its places in K images, which are given times their depth `(3, N, K)` and
@@ -238,11 +261,13 @@ class SearchResult:
     steadier and nearer the truth than that one itself, since score maps are bumpy.
 
     covariance `(6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes): how far off all poses that are
-    probable within the prior lie in the mean square, those around other peaks included.
+    probable within the prior lie in the mean square, those around other peaks included. jackknife: the same, for what
+    the parts of the image have in common (see there).
     """
 
     map_from_camera: Tensor
     covariance: Tensor
+    jackknife: Jackknife
 
 
 def search_pose(posterior: PosePosterior, settings: SearchSettings = SearchSettings()) -> SearchResult:
@@ -288,7 +313,21 @@ def search_pose(posterior: PosePosterior, settings: SearchSettings = SearchSetti
     left_jacobian = _rotation(-mean[None, 3:])[1][0]  # it is the right one of the inverse
     turned = posterior.guess[:3, :3] @ left_jacobian
     to_map = torch.block_diag(posterior.guess[:3, :3], turned)
-    return SearchResult(map_from_camera=posterior.poses(mean[None])[0], covariance=(to_map @ spread @ to_map.T).cpu())
+    by_parts = _jackknife(posterior, near, generator)
+    return SearchResult(
+        map_from_camera=posterior.poses(mean[None])[0],
+        covariance=(to_map @ spread @ to_map.T).cpu(),
+        jackknife=Jackknife((to_map @ by_parts.covariance @ to_map.T).cpu(), by_parts.gain),
+    )
+
+
+def _jackknife(posterior: PosePosterior, near: _Samples, generator: torch.Generator) -> Jackknife:
+    """From the samples around the pose."""
+    offsets, log_weights = near.weighted()
+    poses, left = poses_without_parts(offsets, log_weights, posterior.part_values(offsets))
+    unseen, anywhere = posterior.part_values(poses), posterior.part_values_anywhere(generator)
+    gain = unseen.value[left, torch.arange(len(left), device=left.device)] - anywhere[left]
+    return Jackknife(delete_one_covariance(poses), float(gain.sum() / unseen.weight.sum().clamp(min=1e-6)))
 
 
 @dataclass
@@ -343,10 +382,15 @@ class _Samples:
         self.proposals.append((count, proposals))
         return offsets, values
 
-    def moments(self) -> tuple[Tensor, Tensor]:
-        """Mean `(6,)` and covariance `(6, 6)`, each sample weighed against the mixture that all were drawn from."""
+    def weighted(self) -> tuple[Tensor, Tensor]:
+        """All offsets `(K, 6)` and the logarithms of their weights against the mixture that they were drawn from."""
         offsets = torch.cat(self.offsets)
-        weights = self._log_weights(offsets).softmax(0)
+        return offsets, self._log_weights(offsets)
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """Mean `(6,)` and covariance `(6, 6)` of the weighted samples."""
+        offsets, log_weights = self.weighted()
+        weights = log_weights.softmax(0)
         return weights @ offsets, torch.cov(offsets.T, aweights=weights, correction=0)
 
     def gaussian(self, least: float = 30.0, wider: float = 1.3) -> _Gaussians:

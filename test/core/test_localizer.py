@@ -23,7 +23,8 @@ def localizer(site) -> Localizer:
 @pytest.fixture(scope="module")
 def lenient(localizer: Localizer) -> Localizer:
     """Asks for less evidence: this site is learned for two minutes only."""
-    return Localizer(localizer.network, localizer.point_map, settings=LocalizerSettings(least_score=-0.5))
+    settings = LocalizerSettings(least_score=-10, least_belief=0)
+    return Localizer(localizer.network, localizer.point_map, settings=settings)
 
 
 def test_a_learned_place_is_found_from_a_wrong_start(site, lenient: Localizer) -> None:

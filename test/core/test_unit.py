@@ -59,7 +59,12 @@ def localized(point_map: PointMap, scale: float) -> Localization:
     prior[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
     prior[:3, 3] = (ORIGIN + [-6.3, 0.4, 1.6]) * scale
     lenient = LocalizerSettings(
-        least_score=-10, least_inlier_ratio=0, least_matches=0, greatest_sigma=1e3, greatest_distance=1e3
+        least_score=-10,
+        least_belief=0,
+        least_inlier_ratio=0,
+        least_matches=0,
+        greatest_sigma=1e3,
+        greatest_distance=1e3,
     )
     found = Localizer(load_network("edge"), point_map, settings=lenient).localize(picture, CAMERA, prior)
     assert found.status == "ok", found.reason
@@ -79,12 +84,12 @@ def test_a_scaled_map_gives_the_scaled_answer_exactly(street: MapPoints, tmp_pat
     np.testing.assert_allclose(other.covariance, one.covariance * lengths[:, None] * lengths, rtol=1e-12)
     np.testing.assert_array_equal(other.points_map, one.points_map * QUARTER)
     np.testing.assert_array_equal(other.pixels, one.pixels)
-    assert (other.score, other.num_matches, other.num_inliers) == (one.score, one.num_matches, one.num_inliers)
+    assert (other.evidence, other.num_matches, other.num_inliers) == (one.evidence, one.num_matches, one.num_inliers)
 
 
 def test_doubt_speaks_of_metres(street: MapPoints, tmp_path: Path) -> None:
     """The same doubt about the small map is about a quarter of the metres."""
-    strict = LocalizerSettings(least_score=-10, least_inlier_ratio=0, least_matches=0, greatest_sigma=0)
+    strict = LocalizerSettings(least_score=-10, least_belief=0, least_inlier_ratio=0, least_matches=0, greatest_sigma=0)
     prior = np.eye(4)
     prior[:3, :3] = [[0, 0, 1], [-1, 0, 0], [0, -1, 0]]
     metres = []
