@@ -54,9 +54,9 @@ class LocalizerSettings:
     places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
     against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`). Without a prior
     the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of all
-    must have `least_margin` more score than any other place, and `least_score_searched` at least: among so many places
-    one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being few to tell a
-    spread from. How these were settled: docs/architecture.md.
+    must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`: among
+    so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
+    few to tell a spread from. How these were settled: docs/architecture.md.
     """
 
     radius: float = 60.0
@@ -70,7 +70,7 @@ class LocalizerSettings:
     verified_places: int = 8
     least_margin: float = 0.02
     least_score: float = -0.01
-    least_score_searched: float = 0.03
+    more_score_searched: float = 0.04
     least_belief: float = 0.7
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
@@ -392,7 +392,7 @@ class Localizer:
             return f"only {found.num_matches} map points were found in the image"
         if evidence.inlier_ratio < settings.least_inlier_ratio:
             return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
-        if evidence.score < (settings.least_score_searched if searched else settings.least_score):
+        if evidence.score < settings.least_score + settings.more_score_searched * searched:
             return f"the image fits the map badly there (score {evidence.score:.2f})"
         if evidence.spread > settings.greatest_sigma:
             apart = evidence.spread * unit_of(self.point_map.voxel_size)

@@ -6,7 +6,7 @@
 | poses_per_second                         | poses published, over the last ten seconds                               |
 | latency_seconds                          | from the stamp of the image of the last pose until it was published      |
 | seconds                                  | what the last image took to localize                                     |
-| matches, inliers, score                  | of the last image                                                        |
+| matches, inliers, score, belief          | of the last image                                                        |
 | last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
 | images_received, images_dropped          | dropped: replaced by a newer one before its turn came                    |
 | messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
@@ -57,7 +57,8 @@ class LocalizerHealth(Health):
             seconds=f"{found.seconds:.3f}",
             matches=found.num_matches,
             inliers=found.num_inliers,
-            score=f"{found.score:.3f}",
+            score="" if found.evidence is None else f"{found.evidence.score:.3f}",
+            belief=f"{found.belief:.3f}",
         )
         if found.reason:
             self.note(last_refusal=found.reason)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import threading
 from collections.abc import Callable
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -177,9 +176,13 @@ class LocalizerNode(RunnableNode):
         before, self._settings = self._settings, changed
         self._submaps.refresh = changed.submap_refresh
         if self._localizer is not None:
-            self._localizer.settings = replace(self._localizer.settings, least_score=changed.least_score)
+            self._localizer.settings = self._localizer_settings(changed)
         if changed.initial_pose != before.initial_pose:
             self._given = pose_from_numbers(changed.initial_pose)
+
+    @staticmethod
+    def _localizer_settings(parameters: LocalizerParameters) -> LocalizerSettings:
+        return LocalizerSettings(least_score=parameters.least_score, least_belief=parameters.least_belief)
 
     def _take_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         self._given = pose_in_map(message, self._settings.map_frame)
@@ -197,7 +200,7 @@ class LocalizerNode(RunnableNode):
         try:
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
-            settings = LocalizerSettings(least_score=self._settings.least_score)
+            settings = self._localizer_settings(self._settings)
             submaps = self._submaps.begin(network.fingerprint, described.voxel_size)
             self._localizer = Localizer(network, submaps, device, settings)
         except Exception as error:

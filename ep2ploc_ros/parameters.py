@@ -80,8 +80,14 @@ class LocalizerParameters:
         "QoS of the image subscription; best_effort takes every publisher.",
         choices=("best_effort", "reliable"),
     )
+    least_belief: float = _setting(
+        0.7,
+        "Images are refused whose pose is right with a lower probability, as far as the evidence tells.",
+        between=(0.0, 1.0),
+        changeable=True,
+    )
     least_score: float = _setting(
-        0.05,
+        -0.01,
         "Images whose pose has a lower score are refused: the mean log likelihood ratio of the map points' places.",
         between=(-10.0, 10.0),
         changeable=True,

@@ -26,14 +26,15 @@ class Evidence:
 
 @dataclass(frozen=True)
 class BeliefWeights:
-    """Log odds per unit of each feature, in the order of `Evidence.features`, and `odds` where all are zero."""
+    """Log odds per unit of each feature, in the order of `Evidence.features`, and `odds` where all are zero. Fitted by
+    `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which."""
 
-    score: float = 10.0
-    gain: float = 8.0
-    inlier_ratio: float = 0.0
-    log_spread: float = -1.0
-    log_sigma: float = -1.0
-    odds: float = -6.0
+    score: float = 13.8
+    gain: float = 4.7
+    inlier_ratio: float = 8.6
+    log_spread: float = -1.25
+    log_sigma: float = -1.41
+    odds: float = -8.55
 
 
 def belief(evidence: Evidence, weights: BeliefWeights = BeliefWeights()) -> float:

@@ -36,8 +36,9 @@ def test_every_parameter_in_the_file_is_one_of_a_node_and_usable(file: str) -> N
 
 
 def test_the_node_refuses_what_the_core_refuses() -> None:
-    default = next(f.default for f in dataclasses.fields(LocalizerParameters) if f.name == "least_score")
-    assert default == LocalizerSettings().least_score
+    defaults = {f.name: f.default for f in dataclasses.fields(LocalizerParameters)}
+    assert defaults["least_score"] == LocalizerSettings().least_score
+    assert defaults["least_belief"] == LocalizerSettings().least_belief
 
 
 def test_rviz_shows_what_the_nodes_publish() -> None:
