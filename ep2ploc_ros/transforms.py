@@ -6,7 +6,8 @@
 | `map_to_base`   | map -> base                | base -> camera                     |
 | `map_to_odom`   | map -> odom (REP-105)      | base -> camera, odom -> base       |
 
-The topic `odom` and initial poses of the base need base -> camera too, and make do without.
+The topic `odom` and initial poses of the base need base -> camera too, and make do without. A frame has one parent in
+TF, so map_to_camera is for a camera that has none: where base -> camera is known it would hide that.
 """
 
 from __future__ import annotations

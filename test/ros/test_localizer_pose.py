@@ -226,14 +226,14 @@ def test_odometry_carries_the_pose_over_a_way_that_no_image_shows(listener, star
     step = se3.log(torch.from_numpy(np.linalg.inv(map_from_base[0]) @ map_from_base[1]))
     assert 3 < np.linalg.norm(step[:3]) < 6
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", least_score=LENIENT.least_score)
+    start("localizer_node", tf_mode="map_to_base", least_score=LENIENT.least_score)
     poses = listener.listen(PoseStamped, "pose")
     odometry = listener.node.create_publisher(Odometry, "odom", 100)
     static = StaticTransformBroadcaster(listener.node)
-    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
     listener.wait_for_diagnostic("localizer", "Ready")
     listener.wait(camera.ready)
     listener.wait(odometry.get_subscription_count)
+    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
 
     def begin() -> None:
         """Stands at the first frame until that pose is found."""
