@@ -26,7 +26,8 @@ from ep2ploc_ros.ros_imports import StaticTransformBroadcaster, TransformBroadca
 
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 # The site of the tests is learned for two minutes only, which is too little for the evidence asked for by default.
-LENIENT = LocalizerSettings(least_score=-0.5)
+LENIENT = LocalizerSettings(least_score=-0.5, least_belief=0)
+EVIDENCE = {"least_score": LENIENT.least_score, "least_belief": LENIENT.least_belief}
 
 
 @dataclass
@@ -98,7 +99,7 @@ ODOM_FROM_BASE = se3.from_quaternion(np.array([5.0, -3.0, 0.5]), np.array([0, 0,
 
 def test_pose_tf_and_pictures_are_those_of_the_core(listener, start, site, answers, camera) -> None:
     start("map_server_node", map_path=site.map_path)
-    localizer = start("localizer_node", submap_refresh=3, least_score=LENIENT.least_score)
+    localizer = start("localizer_node", submap_refresh=3, **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     uncertain = listener.listen(PoseWithCovarianceStamped, "pose_with_covariance")
     paths = listener.listen(PathMessage, "path")
@@ -134,7 +135,7 @@ def test_pose_tf_and_pictures_are_those_of_the_core(listener, start, site, answe
 
 def test_map_to_base_says_what_is_missing_and_then_works(listener, start, site, answers, camera) -> None:
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", tf_mode="map_to_base", least_score=LENIENT.least_score)
+    start("localizer_node", tf_mode="map_to_base", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     transforms = listener.listen(TFMessage, "/tf", 100)
     listener.wait_for_diagnostic("localizer", "Ready")
@@ -154,7 +155,7 @@ def test_map_to_base_says_what_is_missing_and_then_works(listener, start, site, 
 
 def test_map_to_odom_joins_odometry_at_the_images_time(listener, start, site, answers, camera) -> None:
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", tf_mode="map_to_odom", initial_pose_of="base", least_score=LENIENT.least_score)
+    start("localizer_node", tf_mode="map_to_odom", initial_pose_of="base", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     transforms = listener.listen(TFMessage, "/tf", 100)
     listener.wait_for_diagnostic("localizer", "Ready")
@@ -194,7 +195,7 @@ def send_one(listener, camera, moment: float | None = None) -> dict[str, str]:
 
 def test_tf_stops_when_lost_and_returns_with_the_second_pose_that_agrees(listener, start, site, camera) -> None:
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", least_score=LENIENT.least_score)
+    start("localizer_node", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     transforms = listener.listen(TFMessage, "/tf", 100)
     listener.wait_for_diagnostic("localizer", "Ready")
@@ -226,7 +227,7 @@ def test_odometry_carries_the_pose_over_a_way_that_no_image_shows(listener, star
     step = se3.log(torch.from_numpy(np.linalg.inv(map_from_base[0]) @ map_from_base[1]))
     assert 3 < np.linalg.norm(step[:3]) < 6
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", tf_mode="map_to_base", least_score=LENIENT.least_score)
+    start("localizer_node", tf_mode="map_to_base", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     odometry = listener.node.create_publisher(Odometry, "odom", 100)
     static = StaticTransformBroadcaster(listener.node)
@@ -284,7 +285,7 @@ def test_compressed_images_in_a_namespace_from_a_parameter_pose(listener, start,
     given = "[" + ",".join(written) + "]"
     prior = se3.from_quaternion(*np.split(np.array(written, float), [3]))
     answer = Answer(site.image, prior, core.localize(site.image, site.camera, prior))
-    start("localizer_node", namespace="/robot", initial_pose=given, least_score=LENIENT.least_score)
+    start("localizer_node", namespace="/robot", initial_pose=given, **EVIDENCE)
     poses = listener.listen(PoseStamped, "/robot/pose")
     images = listener.node.create_publisher(CompressedImage, "/robot/image/compressed", qos_profile_sensor_data)
     infos = listener.node.create_publisher(type(camera.info()), "/robot/camera_info", qos_profile_sensor_data)
@@ -302,7 +303,7 @@ def test_compressed_images_in_a_namespace_from_a_parameter_pose(listener, start,
 
 def test_stale_images_are_dropped_and_counted(listener, start, site, camera) -> None:
     start("map_server_node", map_path=site.map_path)
-    start("localizer_node", least_score=LENIENT.least_score)
+    start("localizer_node", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     listener.wait_for_diagnostic("localizer", "Ready")
     listener.wait(camera.ready)
@@ -320,7 +321,7 @@ def test_stale_images_are_dropped_and_counted(listener, start, site, camera) -> 
 
 def test_a_camera_anywhere_in_the_map_is_found_and_confirmed_by_a_second_image(listener, start, site, camera) -> None:
     start("map_server_node", map_path=site.map_path, submap_radius=60)
-    start("localizer_node", least_score=LENIENT.least_score)
+    start("localizer_node", **EVIDENCE)
     poses = listener.listen(PoseStamped, "pose")
     places = listener.listen(PointCloud2, "map_places", _LATCHED)
     relocalize = listener.node.create_client(Trigger, "localizer/relocalize")
