@@ -248,7 +248,13 @@ def evaluate(
             report = evaluate_tracking(localizer, asked, settings, progress, others)
         else:
             report = evaluate_global(localizer, asked, GlobalProtocol(swap), progress, others)
-    report = {"map": str(map_path), "queries": str(queries), "network": localizer.network.fingerprint, **report}
+    report = {
+        "map": str(map_path),
+        "metres_per_unit": unit_of(point_map.voxel_size),
+        "queries": str(queries),
+        "network": localizer.network.fingerprint,
+        **report,
+    }
     truth = asked.map_from_camera
     distance = None if truth is None else distance_to_mapping(point_map, truth)
     if distance is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 
 import cv2
 import numpy as np
@@ -65,6 +65,7 @@ class LocalizerSettings:
     least_points: int = 60
     least_matches: int = 40
     least_inlier_ratio: float = 0.25
+    least_parts: int = 4
     score_power: float = 0.5
     places: int = 16
     verified_places: int = 8
@@ -129,7 +130,7 @@ class Matching:
     scores: PatchScores
     map_from_camera: Tensor
     covariance: Tensor
-    jackknife: Jackknife
+    jackknife: Jackknife | None = None  # of the last pass
 
 
 class Localizer:
@@ -189,8 +190,9 @@ class Localizer:
 
         box = self._box(guess)
         passes: list[Matching] = []
-        for stage in self.settings.passes:
-            matching = self._match(query, points, origin, guess, stage, box)
+        for number, stage in enumerate(self.settings.passes, 1):
+            last = number == len(self.settings.passes)
+            matching = self._match(query, points, origin, guess, stage, box, by_parts=last)
             if matching is None:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
@@ -264,7 +266,14 @@ class Localizer:
         return Query(features, small, intrinsics, np.array([camera.width / size[0], camera.height / size[1]]))
 
     def _match(
-        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, stage: Pass, box: Box
+        self,
+        query: Query,
+        points: MapPoints,
+        origin: np.ndarray,
+        guess: Tensor,
+        stage: Pass,
+        box: Box,
+        by_parts: bool = False,
     ) -> Matching | None:
         """Removes hidden points, scores the rest against the patches, and finds the pose that the scores like best."""
         view = self._view(query, points, origin, guess, stage)
@@ -275,7 +284,7 @@ class Localizer:
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        found = search_pose(posterior, stage.search)
+        found = search_pose(posterior, stage.search, by_parts)
         return Matching(view, scores, found.map_from_camera, found.covariance, found.jackknife)
 
     def _view(
@@ -346,11 +355,13 @@ class Localizer:
         matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
         agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
         inliers = agreement < settings.match_threshold
+        assert last.jackknife is not None
         covariance = (last.covariance + last.jackknife.covariance).double().numpy()
         sigma = math.sqrt(covariance[:3, :3].trace())
         evidence = Evidence(
             score=self._score(query, last),
             gain=last.jackknife.gain,
+            parts=last.jackknife.parts,
             inlier_ratio=float(inliers.mean()) if len(inliers) else 0.0,
             spread=float(first.covariance[:3, :3].trace().sqrt()),
             sigma=sigma,
@@ -390,6 +401,10 @@ class Localizer:
         assert found.map_from_camera is not None and evidence is not None
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
+        if not all(map(math.isfinite, astuple(evidence))) or not np.isfinite(found.map_from_camera).all():
+            return "the network's answer is not a number"
+        if evidence.parts < settings.least_parts:
+            return "all points that were found lie in one corner of the image"
         if evidence.inlier_ratio < settings.least_inlier_ratio:
             return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
         if evidence.score < settings.least_score + settings.more_score_searched * searched:

@@ -34,11 +34,10 @@ from ep2ploc_core.evaluation.visibility import papers_visible
 from ep2ploc_core.localizer import FIRST_PASS, Localizer, LocalizerSettings, Matching, Pass, Query
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapPoints, PointMap
 from ep2ploc_core.model.checkpoint import load_network, save_network
-from ep2ploc_core.model.ep2ploc import EP2PLoc, PointView
-from ep2ploc_core.model.patch_classifier import PatchScores
+from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import refine, solve_ransac
-from ep2ploc_core.pose.score_search import Box, PosePosterior
+from ep2ploc_core.pose.score_search import Box
 from ep2ploc_core.progress import progress_bar
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.processes import choose_device, run_everywhere
@@ -75,7 +74,14 @@ class PapersSolver(Localizer):
     """The pose of single matches, by MAGSAC++ and least squares: no search on the score maps."""
 
     def _match(
-        self, query: Query, points: MapPoints, origin: Any, guess: Tensor, stage: Pass, box: Box
+        self,
+        query: Query,
+        points: MapPoints,
+        origin: Any,
+        guess: Tensor,
+        stage: Pass,
+        box: Box,
+        by_parts: bool = False,
     ) -> Matching | None:
         view = self._view(query, points, origin, guess, stage)
         if view is None:
@@ -91,19 +97,11 @@ class PapersSolver(Localizer):
             inside = (se3.log(torch.linalg.inv(box.map_from_camera) @ pose).abs() <= box.half_widths).all()
             if inside:  # else what is far from all that the prior allows is no better than the prior
                 found, covariance = pose, torch.from_numpy(solved.covariance).float()
-        return Matching(view, scores, found, covariance, self._evidence(query, view, scores, guess, found, box))
+        return Matching(view, scores, found, covariance, Jackknife(torch.zeros(6, 6), gain=0.0, parts=8))
 
-    def _evidence(
-        self, query: Query, view: PointView, scores: PatchScores, guess: Tensor, found: Tensor, box: Box
-    ) -> Jackknife:
-        """The gain of the pose over poses anywhere, as the search would say; it is not found again without parts."""
-        posterior = PosePosterior(
-            scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
-            float(self.network.log_pose_temperature.exp()), box,
-        )  # fmt: skip
-        parts = posterior.part_values(se3.log(torch.linalg.inv(guess) @ found)[None])
-        gain = parts.value.sum() - posterior.part_values_anywhere(torch.Generator().manual_seed(0)).sum()
-        return Jackknife(torch.zeros(6, 6), float(gain / parts.weight.sum()))
+
+# Their evidence is none that the belief was fitted to.
+UNWEIGHED = LocalizerSettings(least_belief=0.0)
 
 
 @dataclass(frozen=True)
@@ -139,9 +137,9 @@ VARIANTS = (
     Variant("the paper's score MLP", "mlp"),
     Variant("the paper's IPR", localizer=PapersVisibility),
     Variant("one pass", settings=LocalizerSettings(passes=(FIRST_PASS,))),
-    Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver),
+    Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver, settings=UNWEIGHED),
     Variant("no pose loss", "no_pose_loss"),
-    Variant("no pose loss and no search", "no_pose_loss", PapersSolver),
+    Variant("no pose loss and no search", "no_pose_loss", PapersSolver, UNWEIGHED),
     Variant("no site codes", "no_codes"),
     Variant("points encoded per view, no site codes", "view"),
 )

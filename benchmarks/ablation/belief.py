@@ -3,8 +3,8 @@
     .venv/bin/python benchmarks/ablation/belief.py SITE=a.json,b.json SITE=c.json ...
 
 The files are what `ep2ploc evaluate --json` wrote, with the right images and with wrong ones (`--swap`, `--foreign`);
-all files of a SITE are left out together. A pose is right within 0.5 m and 5 degrees of the truth; with a foreign image
-none is. Each site counts alike.
+all files of a SITE are left out together. A pose is right within 2.5 voxels and 5 degrees of the truth; with a foreign
+image none is. Each site counts alike.
 """
 
 from __future__ import annotations
@@ -21,20 +21,21 @@ from rich.table import Table
 
 from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
 
-METRES, DEGREES = 0.5, 5.0
-RIDGE = 0.3  # standard deviations away from the mean are worth this much less: sites are few
+UNITS, DEGREES = 0.5, 5.0  # a unit is a metre where the map's voxels are of 0.2 m (`ep2ploc_core.map.unit`)
+RIDGE = 3.0  # of the weights on standardized features, against one vote for each pose: sites are few
 
 
 def read_rows(files: list[str]) -> list[dict[str, Any]]:
     """The rows of some evaluations that came as far as a pose."""
-    rows = [row for file in files for row in json.loads(Path(file).read_text())["results"]]
+    reports = [json.loads(Path(file).read_text()) for file in files]
+    rows = [{**row, "unit": report.get("metres_per_unit", 1.0)} for report in reports for row in report["results"]]
     return [row for row in rows if row["evidence"] is not None]
 
 
 def is_right(row: dict[str, Any]) -> bool:
     """Whether the best pose was right; foreign images have no errors, since none can be."""
     metres, degrees = row.get("candidate_translation_error_m"), row.get("candidate_rotation_error_deg")
-    return metres is not None and metres < METRES and degrees < DEGREES
+    return metres is not None and metres < UNITS * row["unit"] and degrees < DEGREES
 
 
 def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
@@ -45,7 +46,7 @@ def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
     share *= len(right) / share.sum()
     mean, scale = features.mean(0), features.std(0)
     design = np.c_[(features - mean) / scale, np.ones(len(right))]
-    ridge = RIDGE * np.r_[np.ones(features.shape[1]), 0] * 10
+    ridge = RIDGE * np.r_[np.ones(features.shape[1]), 0]
     weights = np.zeros(design.shape[1])
     for _ in range(50):
         said = 1 / (1 + np.exp(-design @ weights))
@@ -70,9 +71,7 @@ def main() -> None:
         weights = fit(others) if others else BeliefWeights()
         said = np.array([belief(Evidence(**row["evidence"]), weights) for row in rows])
         right, given = np.array([is_right(row) for row in rows]), said > arguments.threshold
-        errors = [
-            row.get("candidate_translation_error_m") or np.inf for row, one in zip(rows, given, strict=True) if one
-        ]
+        errors = [row.get("candidate_translation_error_m", np.inf) for row, one in zip(rows, given, strict=True) if one]
         loss = -np.log(np.where(right, said, 1 - said).clip(1e-6)).mean()
         table.add_row(
             name, f"{right.sum()}", f"{(right & given).sum() / max(1, right.sum()):.0%}", f"{(~right).sum()}",

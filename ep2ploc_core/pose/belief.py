@@ -11,13 +11,15 @@ class Evidence:
     """What speaks for a pose. score: the mean log likelihood ratio of the points' places against what the prior alone
     expects (`Localizer`); gain: what the poses found without a part of the image say of that part (`jackknife`), both
     in nats per point; inlier_ratio: share of the single matches that agree with the pose; spread: the standard
-    deviation of the position after the first pass, other peaks included, and sigma: after the last one, in units."""
+    deviation of the position after the first pass, other peaks included, and sigma: after the last one, in units
+    (`map.unit`); parts: how many parts of the image have points enough to be left out."""
 
     score: float
     gain: float
     inlier_ratio: float
     spread: float
     sigma: float
+    parts: int
 
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
@@ -41,5 +43,7 @@ def belief(evidence: Evidence, weights: BeliefWeights = BeliefWeights()) -> floa
     """The probability, 0 to 1, that the pose is within 2.5 voxels' lengths (0.5 m in maps with voxels of 0.2 m) and 5
     degrees of the truth."""
     *factors, odds = astuple(weights)
+    if not all(map(math.isfinite, astuple(evidence))):
+        return 0.0
     log_odds = odds + sum(factor * value for factor, value in zip(factors, evidence.features(), strict=True))
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, log_odds))))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ep2ploc_core.pose.jackknife import (
     PartValues,
     delete_one_covariance,
     part_of_points,
+    parts_to_leave_out,
     poses_without_parts,
 )
 
@@ -262,19 +263,22 @@ class SearchResult:
 
     covariance `(6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes): how far off all poses that are
     probable within the prior lie in the mean square, those around other peaks included. jackknife: the same, for what
-    the parts of the image have in common (see there).
+    the points of a part of the image have in common (see there); where it was asked for.
     """
 
     map_from_camera: Tensor
     covariance: Tensor
-    jackknife: Jackknife
+    jackknife: Jackknife | None = None
 
 
-def search_pose(posterior: PosePosterior, settings: SearchSettings = SearchSettings()) -> SearchResult:
-    """The pose of one image. The same input gives the same pose.
+def search_pose(
+    posterior: PosePosterior, settings: SearchSettings = SearchSettings(), by_parts: bool = False
+) -> SearchResult:
+    """The pose of one image. The same input gives the same pose. by_parts: with a jackknife.
 
     Samples are weighed against the mixture they were drawn from (adaptive multiple importance sampling, as EPro-PnP
-    does for its loss), which gives mean and covariance.
+    does for its loss), which gives mean and covariance. A prior that comes from the same image (its guess is where an
+    earlier pass ended) is taken out of the covariances again, down to what the box allows.
     """
     device = posterior.sigma.device
     generator = torch.Generator().manual_seed(settings.seed)
@@ -313,21 +317,35 @@ def search_pose(posterior: PosePosterior, settings: SearchSettings = SearchSetti
     left_jacobian = _rotation(-mean[None, 3:])[1][0]  # it is the right one of the inverse
     turned = posterior.guess[:3, :3] @ left_jacobian
     to_map = torch.block_diag(posterior.guess[:3, :3], turned)
-    by_parts = _jackknife(posterior, near, generator)
-    return SearchResult(
-        map_from_camera=posterior.poses(mean[None])[0],
-        covariance=(to_map @ spread @ to_map.T).cpu(),
-        jackknife=Jackknife((to_map @ by_parts.covariance @ to_map.T).cpu(), by_parts.gain),
-    )
+    relaxed = _without_prior(spread, posterior.sigma, posterior.box.half_widths / math.sqrt(3))
+    jackknife = None
+    if by_parts:
+        jackknife = _jackknife(posterior, near, mean, generator)
+        # What moves a pose by so much against the prior moves it by more without.
+        freed = to_map @ relaxed @ torch.linalg.inv(spread)
+        jackknife = replace(jackknife, covariance=(freed @ jackknife.covariance @ freed.T).cpu())
+    return SearchResult(posterior.poses(mean[None])[0], (to_map @ relaxed @ to_map.T).cpu(), jackknife)
 
 
-def _jackknife(posterior: PosePosterior, near: _Samples, generator: torch.Generator) -> Jackknife:
-    """From the samples around the pose."""
+def _without_prior(covariance: Tensor, sigma: Tensor, wide: Tensor) -> Tensor:
+    """The covariance `(6, 6)` of a posterior if its prior had standard deviations `wide` `(6,)` instead of `sigma`."""
+    values, axes = torch.linalg.eigh(covariance / sigma / sigma[:, None])
+    told = (axes * (1 / values.clamp(min=1e-9) - 1).clamp(min=0)) @ axes.T  # what the image says
+    return torch.linalg.inv(told + torch.diag((sigma / wide) ** 2)) * sigma * sigma[:, None]
+
+
+def _jackknife(posterior: PosePosterior, near: _Samples, mean: Tensor, generator: torch.Generator) -> Jackknife:
+    """From the samples around the pose, their mean `(6,)`; the covariance is that of the offset."""
     offsets, log_weights = near.weighted()
-    poses, left = poses_without_parts(offsets, log_weights, posterior.part_values(offsets))
-    unseen, anywhere = posterior.part_values(poses), posterior.part_values_anywhere(generator)
-    gain = unseen.value[left, torch.arange(len(left), device=left.device)] - anywhere[left]
-    return Jackknife(delete_one_covariance(poses), float(gain.sum() / unseen.weight.sum().clamp(min=1e-6)))
+    parts = posterior.part_values(offsets)
+    left_out = parts_to_leave_out(parts.weight)
+    if len(left_out) < 2:
+        return Jackknife(torch.zeros(6, 6).to(offsets), 0.0, len(left_out))
+    poses = poses_without_parts(offsets, log_weights, parts, left_out)
+    unseen, anywhere = posterior.part_values(poses).value, posterior.part_values_anywhere(generator)
+    gain = unseen[left_out, torch.arange(len(left_out), device=left_out.device)] - anywhere[left_out]
+    covariance = delete_one_covariance(mean, poses, parts.weight[left_out] / parts.weight.sum())
+    return Jackknife(covariance, float(gain.sum() / parts.weight[left_out].sum()), len(left_out))
 
 
 @dataclass
