@@ -317,7 +317,7 @@ def search_pose(
     left_jacobian = _rotation(-mean[None, 3:])[1][0]  # it is the right one of the inverse
     turned = posterior.guess[:3, :3] @ left_jacobian
     to_map = torch.block_diag(posterior.guess[:3, :3], turned)
-    relaxed = _without_prior(spread, posterior.sigma, posterior.box.half_widths / math.sqrt(3))
+    relaxed = _without_prior(spread, posterior.sigma, posterior.box.half_widths / math.sqrt(3)).to(spread)
     jackknife = None
     if by_parts:
         jackknife = _jackknife(posterior, near, mean, generator)
@@ -329,6 +329,7 @@ def search_pose(
 
 def _without_prior(covariance: Tensor, sigma: Tensor, wide: Tensor) -> Tensor:
     """The covariance `(6, 6)` of a posterior if its prior had standard deviations `wide` `(6,)` instead of `sigma`."""
+    covariance, sigma, wide = covariance.double(), sigma.double(), wide.double()
     values, axes = torch.linalg.eigh(covariance / sigma / sigma[:, None])
     told = (axes * (1 / values.clamp(min=1e-9) - 1).clamp(min=0)) @ axes.T  # what the image says
     return torch.linalg.inv(told + torch.diag((sigma / wide) ** 2)) * sigma * sigma[:, None]
