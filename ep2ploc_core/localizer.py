@@ -75,7 +75,7 @@ class LocalizerSettings:
     least_belief: float = 0.7
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
-    covariance_scale: float = 1.5
+    covariance_scale: float = 1.25
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 

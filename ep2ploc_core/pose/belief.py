@@ -31,12 +31,12 @@ class BeliefWeights:
     """Log odds per unit of each feature, in the order of `Evidence.features`, and `odds` where all are zero. Fitted by
     `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which."""
 
-    score: float = 13.8
-    gain: float = 4.7
-    inlier_ratio: float = 8.6
-    log_spread: float = -1.25
-    log_sigma: float = -1.41
-    odds: float = -8.55
+    score: float = 13.1
+    gain: float = 4.33
+    inlier_ratio: float = 9.04
+    log_spread: float = -1.34
+    log_sigma: float = -0.98
+    odds: float = -7.41
 
 
 def belief(evidence: Evidence, weights: BeliefWeights = BeliefWeights()) -> float:

@@ -64,7 +64,7 @@ def localized(point_map: PointMap, scale: float) -> Localization:
         least_inlier_ratio=0,
         least_matches=0,
         greatest_sigma=1e3,
-        greatest_distance=1e3,
+        greatest_distance=3.0,
     )
     found = Localizer(load_network("edge"), point_map, settings=lenient).localize(picture, CAMERA, prior)
     assert found.status == "ok", found.reason
