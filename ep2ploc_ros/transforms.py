@@ -7,8 +7,8 @@
 | `map_to_odom`   | map -> odom (REP-105)      | base -> camera, odom -> base       |
 
 The topic `odom` and initial poses of the base need base -> camera too: without it odometry is not used, and for initial
-poses the camera is taken to look along the base's x axis. A frame has one parent in TF, so map_to_camera is for a camera
-that has none: where base -> camera is known it hides that, and what was known before is used.
+poses the camera is taken to look along the base's x axis. A frame has one parent in TF, so map_to_camera is for a
+camera that has none: where base -> camera is known it hides that, and what was known before is used.
 """
 
 from __future__ import annotations

@@ -212,9 +212,11 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
 
 def test_recorder_leaves_a_bag_alone_that_is_there_already(start, tmp_path: Path) -> None:
     (tmp_path / "said_bag").mkdir()
+    (tmp_path / "said.jsonl").write_text("what was said before\n")
     recorder = start("recorder_node", file=tmp_path / "said.jsonl")
     assert recorder.process.wait(timeout=60) == 2
     assert "No bag can be written" in recorder.log.read_text()
+    assert (tmp_path / "said.jsonl").read_text() == "what was said before\n"
     assert "Traceback" not in recorder.log.read_text()
 
 
