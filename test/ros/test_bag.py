@@ -20,8 +20,9 @@ from tf2_msgs.msg import TFMessage
 from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.demo_replay import RECORDED, replay
+from ep2ploc_ros.demo_replay import RECORDED, _gather, replay
 from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
@@ -211,6 +212,29 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
     assert {log.name for log in (tmp_path / "out").glob("*.log")} == {
         "recorder.log", "map_server.log", "localizer.log", "bag_player.log",
     }  # fmt: skip
+
+
+def test_replay_tells_refused_images_from_those_nobody_worked_on(tmp_path: Path) -> None:
+    def said(**values: object) -> dict:
+        words = {name: str(value) for name, value in values.items()}
+        return {"kind": "diagnostic", "stamp": 0, "heard": 1.0, "node": "localizer", "message": "", "values": words}
+
+    pose = np.eye(4).tolist()
+    events = [{"kind": "image", "stamp": stamp, "heard": 0.1 * stamp} for stamp in range(1, 7)]
+    events += [{"kind": "truth", "stamp": stamp, "heard": 1.0, "map_from_camera": pose} for stamp in range(1, 7)]
+    events += [
+        said(unanswered_stamps="1 2", images_received=3, images_dropped=0),
+        {"kind": "pose", "stamp": 2, "heard": 1.0, "map_from_camera": pose},
+        said(unanswered_stamps="4", images_received=5, images_dropped=2),
+    ]
+    result = _gather(events, tmp_path)
+    assert [row["status"] for row in result.rows()] == ["refused", "ok", "dropped", "refused", "dropped", "dropped"]
+    summary = result.summary()
+    assert (summary["poses"], summary["images_refused"]) == (1, 2)
+    assert (summary["images_dropped"], summary["images_not_received"]) == (2, 1)
+    accuracy = summarize(result.rows())
+    assert (accuracy["refused"], accuracy["dropped"]) == (2, 3)
+    assert accuracy["recall_0.25m_2deg"] == pytest.approx(1 / 6, abs=1e-4)
 
 
 def test_recorder_leaves_a_bag_alone_that_is_there_already(start, tmp_path: Path) -> None:

@@ -149,6 +149,17 @@ def test_diagnostics_have_all_their_keys_also_while_nothing_happens(listener, st
     listener.wait(lambda: int(listener.values("localizer")["messages_rejected"]) > rejected)
     assert "depth image" in listener.values("localizer")["last_rejected"]
 
+    def of_another_frame() -> None:
+        camera.infos.publish(camera.info(header=camera.header("rear_camera")))
+        camera.images.publish(camera.image())
+
+    def info_frame() -> str:
+        return listener.values("localizer")["camera_info_frame"]
+
+    assert info_frame() == "camera"
+    listener.wait(lambda: "their camera_info in 'rear_camera'" in info_frame(), meanwhile=of_another_frame)
+    listener.wait(lambda: info_frame() == "camera", meanwhile=camera.good)
+
 
 def test_odometry_without_meaning_is_named_and_outlived(listener, started) -> None:
     localizer, camera = started
