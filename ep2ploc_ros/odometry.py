@@ -42,11 +42,12 @@ class OdometryInput:
         try:
             base_from_camera = self._transforms.base_from_camera(camera_frame, "odom", self._base_frame)
         except MissingTransformError as error:
+            self._health.note(odometry=f"not used: {error}")
             if span is not None:
-                self._health.note(odometry=f"not used: {error}")
                 self._health.remark(f"Odometry is not used: {error}")
             return None
         if span is None:
+            self._health.note(odometry="not used: there is no pose of an image yet to go on from")
             return None
         try:
             with self._lock:

@@ -139,3 +139,30 @@ def test_a_stop_that_fails_is_told_and_the_node_ends_all_the_same(tmp_path: Path
     ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 1 and "RuntimeError: no end" in ended.stderr
     assert not left_over() - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_is_still_starting_ends_too(tmp_path: Path, number: int) -> None:
+    program = tmp_path / "node.py"
+    program.write_text(
+        "import time\n"
+        "from ep2ploc_ros.running import RunnableNode, run\n"
+        "class Slow(RunnableNode):\n"
+        "    def __init__(self):\n"
+        "        super().__init__('slow')\n"
+        "        print('starting', flush=True)\n"
+        "        time.sleep(600)\n"
+        "run(Slow)\n"
+    )
+    before = left_over()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, program], env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(number)
+            time.sleep(0.02)
+        assert process.wait(timeout=PATIENCE) == 0
+        assert not process.stderr.read()
+    assert not left_over() - before
