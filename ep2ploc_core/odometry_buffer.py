@@ -22,14 +22,15 @@ class NoMotionError(Ep2plocError):
 
 @dataclass(frozen=True)
 class OdometryLimits:
-    """`kept`: seconds of odometry that are remembered. `stale`: seconds after the newest pose, and between two poses,
-    beyond which nothing is made up.
+    """`kept`: seconds of odometry that are remembered. `stale`: seconds after the newest pose beyond which nothing is
+    made up, and between two poses beyond which they belong to two runs: it may have been started again in between.
 
     A step between two poses is a jump when it differs from the motion so far by more than `step_metres` or
     `step_radians` beyond what `acceleration` (m/s^2) and `turn_acceleration` (rad/s^2) explain. While no motion is
-    known yet, `speed` (m/s) and `turn` (rad/s) are the limits. The motion so far is over at least `baseline` seconds,
-    since poses a few milliseconds apart say little of a velocity. Poses sooner than `spacing` seconds after another are
-    left out."""
+    known yet, `speed` (m/s) and `turn` (rad/s) are the limits. What is smaller than `step_metres` and `step_radians` is
+    taken for motion: an estimator that corrects itself by so much is followed. The motion so far is over at least
+    `baseline` seconds, since poses a few milliseconds apart say little of a velocity. Poses sooner than `spacing`
+    seconds after another are left out."""
 
     kept: float = 30.0
     stale: float = 0.5
@@ -52,8 +53,8 @@ class OdometryBuffer:
         self._poses: list[np.ndarray] = []
 
     def add(self, stamp: int, odom_from_base: np.ndarray) -> str:
-        """Takes a pose `(4, 4)` at `stamp` (ns). A jump, in place or back in time, begins a new run; returns what
-        jumped, or nothing."""
+        """Takes a pose `(4, 4)` at `stamp` (ns). A jump, in place or back in time, or a long silence begins a new run;
+        returns what happened, or nothing."""
         seconds = (stamp - self._stamps[-1]) / 1e9 if self._stamps else float("inf")
         if -self.limits.stale < seconds < self.limits.spacing:
             return ""
@@ -79,7 +80,7 @@ class OdometryBuffer:
         if not self._stamps:
             raise NoMotionError("no odometry has arrived")
         if stamp < self._stamps[0]:
-            raise NoMotionError(f"the odometry begins, or jumped, {(self._stamps[0] - stamp) / 1e9:.2f} s later")
+            raise NoMotionError(f"the odometry begins, or began anew, {(self._stamps[0] - stamp) / 1e9:.2f} s later")
         after = bisect_right(self._stamps, stamp)
         before = self._poses[after - 1]
         seconds = (stamp - self._stamps[after - 1]) / 1e9
@@ -91,8 +92,6 @@ class OdometryBuffer:
             velocity = self._velocity()
             return before if velocity is None else _moved(before, velocity, seconds)
         gap = (self._stamps[after] - self._stamps[after - 1]) / 1e9
-        if gap > stale:
-            raise NoMotionError(f"the odometry has a gap of {gap:.2f} s around the image")
         return _moved(before, _step(before, self._poses[after]) / gap, seconds)
 
     def _velocity(self) -> np.ndarray | None:
@@ -108,6 +107,8 @@ class OdometryBuffer:
         """What is impossible about a pose so many seconds after the last one, or nothing."""
         if seconds < 0:
             return f"its time jumped back by {-seconds:.2f} s"
+        if seconds > self.limits.stale:
+            return f"it was silent for {seconds:.2f} s"
         limits, velocity = self.limits, self._velocity()
         if velocity is None:
             metres, radians = limits.speed * seconds, limits.turn * seconds

@@ -40,9 +40,10 @@ class TrackerSettings:
     How far the velocity follows two poses in a row: `pose_sigma` metres is how wrong a pose is, `speed_sigma` m/s how
     fast a camera may be when first seen, `acceleration_sigma` m/s^2 how soon that changes.
 
-    An end of being lost: two poses in a row differ by no more than `agree_metres` and `agree_radians`, beyond what
-    motion at `agree_speed` (m/s) and `agree_turn` (rad/s) explains in at most `agree_seconds`: a search takes its time,
-    and what lies that far apart confirms nothing. `search_horizon`: the longest prediction in seconds from a pose that
+    An end of being lost: two poses in a row differ by no more than `agree_metres` and `agree_radians`, beyond the
+    motion between them that odometry tells. Where none does: beyond what motion at `agree_speed` (m/s) and `agree_turn`
+    (rad/s) explains in at most `agree_seconds`: a search takes its time, and what lies that far apart confirms nothing.
+    `search_horizon`: the longest prediction in seconds from a pose that
     was searched for."""
 
     lost_after: int = 5
@@ -82,6 +83,11 @@ class Tracker:
     def has_initial(self) -> bool:
         """Whether an initial pose was ever given."""
         return self._initial is not None
+
+    @property
+    def doubts(self) -> bool:
+        """Whether the next prediction does without what the last one was made by."""
+        return self.refusals % 2 == 1
 
     def set_initial(self, map_from_camera: np.ndarray) -> None:
         """Starts again from this pose `(4, 4)`, whatever was believed before."""
@@ -131,10 +137,9 @@ class Tracker:
         self._newest_stamp = stamp
         if self._pose is None or self._pose_stamp is None:
             return self._pose
-        doubted = self.refusals % 2 == 1
-        if camera_then_from_camera_now is not None and not doubted:
+        if camera_then_from_camera_now is not None and not self.doubts:
             return self._pose @ camera_then_from_camera_now
-        if camera_then_from_camera_now is None and doubted:
+        if camera_then_from_camera_now is None and self.doubts:
             return self._pose
         ahead = min(max(0.0, (stamp - self._pose_stamp) / 1e9), self._horizon)
         return self._pose @ se3.exp(torch.from_numpy(self._velocity * ahead)).numpy()
@@ -151,17 +156,24 @@ class Tracker:
         lost = self.state == State.LOST or self._searched
         return lost and self.refusals > 0 and self.refusals % 3 == 0
 
-    def accept(self, stamp: int, map_from_camera: np.ndarray, searched: bool = False) -> bool:
+    def accept(
+        self,
+        stamp: int,
+        map_from_camera: np.ndarray,
+        searched: bool = False,
+        camera_then_from_camera_now: np.ndarray | None = None,
+    ) -> bool:
         """Takes over an accepted pose `(4, 4)`, `searched` for in the whole map or found near the predicted one. True
         when it may be published: not for the first one after LOST, and not for one that was searched for, until
-        another agrees with it."""
+        another agrees with it. `camera_then_from_camera_now`: the motion that `predict` was given for this image."""
         believed = self.state != State.LOST and not self._searched and not searched
         if self._pose is not None and self._pose_stamp is not None:
             seconds = max(0.0, (stamp - self._pose_stamp) / 1e9)
             self._horizon = self.settings.search_horizon if searched else self.settings.horizon
             self._learn_velocity(seconds, self._pose, map_from_camera)
             # While lost the velocity and the old pose are stale: agreement is with the accepted pose just before.
-            believed = believed or (self.refusals == 0 and self._agrees(seconds, self._pose, map_from_camera))
+            if not believed and self.refusals == 0:
+                believed = self._agrees(seconds, self._pose, map_from_camera, camera_then_from_camera_now)
         self.refusals = 0
         self._searched = not believed and (searched or self._searched)
         self._pose, self._pose_stamp = map_from_camera, stamp
@@ -191,9 +203,12 @@ class Tracker:
         self._velocity = self._velocity + gain * (measured - self._velocity)
         self._velocity_variance = (1 - gain) * variance
 
-    def _agrees(self, seconds: float, before: np.ndarray, now: np.ndarray) -> bool:
-        distance, angle = se3.pose_error(now, before)
+    def _agrees(self, seconds: float, before: np.ndarray, now: np.ndarray, motion: np.ndarray | None) -> bool:
         limits = self.settings
+        if motion is not None and seconds <= limits.odometry_horizon:  # beyond, the motion is not that until now
+            distance, angle = se3.pose_error(now, before @ motion)
+            return distance <= limits.agree_metres and angle <= limits.agree_radians
+        distance, angle = se3.pose_error(now, before)
         seconds = min(seconds, limits.agree_seconds)
         return (
             distance <= limits.agree_metres + limits.agree_speed * seconds

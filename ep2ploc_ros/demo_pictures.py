@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,15 +31,27 @@ _FILM_SECONDS = 0.25  # per image
 def draw_results(
     out: Path, drive: KittiDrive, point_map: PointMap, queries: Queries, reports: dict[str, Any], result: ReplayResult
 ) -> None:
-    """Plots and overlays of the evaluations; trajectory, film and recording of what went through the nodes."""
+    """Plots and overlays of the evaluations; trajectory, film and recording of what went through the nodes. Where
+    one of the last two cannot be made there is a warning, and the rest goes on."""
     plot_recall({"start": {"results": reports["adapted"]["start_results"]}, **reports}, out / "recall.png")
     _draw_overlays(out, point_map, queries, reports["adapted"]["results"])
-    plot_trajectory(point_map, result.truth, result.estimates, out / "trajectory_ros.png")
+    dropped = np.array([image.status == "dropped" for image in result.images if image.truth is not None], bool)
+    plot_trajectory(point_map, result.truth, result.estimates, out / "trajectory_ros.png", dropped)
     seen = _seen(drive, point_map, result)
     if seen:
-        write_film([film_frame(one.picture, one.caption) for one in seen], out / "film.gif", _FILM_SECONDS)
+        with _warned("film.gif"):
+            write_film([film_frame(one.picture, one.caption) for one in seen], out / "film.gif", _FILM_SECONDS)
     if rerun_is_installed():
-        _record(out / "demo.rrd", drive, point_map, result, seen)
+        with _warned("demo.rrd"):
+            _record(out / "demo.rrd", drive, point_map, result, seen)
+
+
+@contextmanager
+def _warned(name: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:
+        warnings.warn(f"{name} could not be made: {type(error).__name__}: {error}", stacklevel=3)
 
 
 @dataclass
@@ -76,6 +91,8 @@ def _seen(drive: KittiDrive, point_map: PointMap, result: ReplayResult) -> list[
 
 
 def _caption(image: ReplayedImage) -> str:
+    if image.status == "dropped":
+        return "dropped: the localizer did not work on it"
     if image.map_from_camera is None:
         return f"no pose. {image.remark}"
     if image.truth is None:
@@ -94,7 +111,7 @@ def _record(out: Path, drive: KittiDrive, point_map: PointMap, result: ReplayRes
             stamp, pose = replayed.stamp, replayed.map_from_camera
             log.log_image(stamp, one.image, drive.camera)
             if pose is None:
-                log.log_refusal(stamp, one.caption, replayed.truth)
+                log.log_refusal(stamp, one.caption, replayed.truth, replayed.status == "dropped")
             else:
                 log.log_pose(stamp, pose, covariances.get(stamp), replayed.truth, one.caption)
                 log.log_overlay(stamp, one.picture)

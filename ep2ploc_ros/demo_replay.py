@@ -34,7 +34,8 @@ _END_SECONDS = 10.0
 class ReplayedImage:
     """What is known of one image of the bag. Poses `(4, 4)`, None where there was none: `truth` from the bag,
     `map_from_camera` from the topic `pose`, `tf` from TF. latency: seconds from the image to its pose. remark: what the
-    localizer's diagnostics, which come once a second, said after this image, if it was this one's turn."""
+    localizer's diagnostics, which come once a second, said after this image, if it was this one's turn. worked_on: the
+    localizer took it up."""
 
     stamp: int
     truth: np.ndarray | None = None
@@ -42,6 +43,15 @@ class ReplayedImage:
     tf: np.ndarray | None = None
     latency: float | None = None
     remark: str = ""
+    worked_on: bool = False
+
+    @property
+    def status(self) -> str:
+        """ok: with a pose. refused: without. dropped: the localizer never worked on it, for a newer one had come, or
+        never received it."""
+        if self.map_from_camera is not None:
+            return "ok"
+        return "refused" if self.worked_on else "dropped"
 
 
 @dataclass
@@ -66,18 +76,19 @@ class ReplayResult:
         return [image.map_from_camera for image in self.images if image.truth is not None]
 
     def rows(self) -> list[dict[str, object]]:
-        """A row per image whose truth is known, for `evaluation.metrics.summarize`; seconds are latencies."""
+        """A row per image whose truth is known, for `evaluation.metrics.summarize`, which counts those dropped as
+        failures in its recalls; seconds are latencies."""
         rows: list[dict[str, object]] = []
         for image in self.images:
             if image.truth is not None:
-                status = "refused" if image.map_from_camera is None else "ok"
                 seconds = {} if image.latency is None else {"seconds": image.latency}
                 errors = error_row(image.map_from_camera, image.truth)
-                rows.append({"stamp": image.stamp, "status": status, **seconds, **errors})
+                rows.append({"stamp": image.stamp, "status": image.status, **seconds, **errors})
         return rows
 
     def summary(self) -> dict[str, object]:
-        """How the replay went: counts, rates and latencies in wall time, whether TF and the pose topic agree."""
+        """How the replay went: counts, rates and latencies in wall time, whether TF and the pose topic agree. Images
+        are dropped by the localizer when newer ones replace them, or are not received by it at all."""
         latencies = [image.latency for image in self.images if image.latency is not None]
         pairs = [(image.tf, image.map_from_camera) for image in self.images]
         received, dropped = (int(self.localizer.get(f"images_{what}", 0)) for what in ("received", "dropped"))
@@ -88,7 +99,8 @@ class ReplayResult:
             "transforms": len(apart),
             "tf_differs_from_pose_by_m": round(max(apart, default=0.0), 6),
             "images_dropped": dropped,
-            "images_refused": max(0, received - dropped - len(latencies)),
+            "images_not_received": max(0, len(self.images) - received),
+            "images_refused": sum(image.status == "refused" for image in self.images),
             "images_sent_per_second": round(len(self.images) / self.seconds, 2) if self.seconds else None,
             "images_per_second": round((received - dropped) / self.seconds, 2) if self.seconds else None,
             "poses_per_second": round(len(latencies) / self.seconds, 2) if self.seconds else None,
@@ -226,6 +238,7 @@ def _gather(events: list[dict[str, Any]], bag: Path) -> ReplayResult:
     images: dict[int, ReplayedImage] = {}
     localizer: dict[str, str] = {}
     remarks: dict[int, str] = {}
+    unanswered: set[int] = set()
     for event in events:
         stamp = event["stamp"]
         if event["kind"] == "image":
@@ -234,19 +247,20 @@ def _gather(events: list[dict[str, Any]], bag: Path) -> ReplayResult:
         elif event["kind"] == "diagnostic" and event["node"] == "localizer":
             localizer = event["values"]
             remarks[int(localizer.get("image_stamp", 0))] = event["message"]
-    for stamp, remark in remarks.items():
-        if stamp in images:
-            images[stamp].remark = remark
+            unanswered.update(map(int, localizer.get("unanswered_stamps", "").split()))
+    for stamp, image in images.items():
+        image.remark, image.worked_on = remarks.get(stamp, ""), stamp in unanswered
     for event in events:
-        image = images.get(event["stamp"])
-        if image is None or "map_from_camera" not in event:
+        if event["stamp"] not in images or "map_from_camera" not in event:
             continue
+        image = images[event["stamp"]]
         pose = np.array(event["map_from_camera"])
         if event["kind"] == "truth":
             image.truth = pose
         elif event["kind"] == "tf":
             image.tf = pose
         else:
+            image.worked_on = True
             image.map_from_camera, image.latency = pose, event["heard"] - heard[image.stamp]
     moments = [event["heard"] for event in events if event["kind"] in ("image", "pose")]
     seconds = max(moments) - min(moments) if moments else 0.0

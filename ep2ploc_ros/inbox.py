@@ -25,6 +25,11 @@ class Inbox:
             self._slots[kind] = item
             self._news.notify()
 
+    def count_dropped(self, kind: str) -> None:
+        """Counts an item that was taken, and replaced by a newer one before anything was done with it."""
+        with self._news:
+            self.dropped[kind] += 1
+
     def take(self, timeout: float) -> dict[str, Any]:
         """Waits up to `timeout` seconds for news, and empties all slots."""
         with self._news:

@@ -10,10 +10,12 @@
 | last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
 | images_received, images_dropped          | dropped: replaced by a newer one before its turn came                    |
 | messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
+| unanswered_stamps                        | of the last images that were worked on and gave no pose, in nanoseconds  |
 | image_stamp                              | of the last image that was worked on, in nanoseconds                     |
 | submap_age_seconds                       | since the part of the map around the camera came                         |
 | odometry_received                        | messages on odom that could be used                                      |
-| odometry, last_odometry_jump             | whether odometry tells the motion since the last pose, and if not, why   |
+| odometry, last_odometry_jump             | whether odometry made the last prediction, and if not, why               |
+| camera_info_frame                        | the frame of camera_info, with a warning where the images' is another    |
 | map, checkpoint, device, places          | what is being used                                                       |
 """
 
@@ -31,6 +33,7 @@ from ep2ploc_ros.inbox import Inbox
 from ep2ploc_ros.submap_client import SubmapClient
 
 _RATE_SECONDS = 10.0
+_UNANSWERED = 24  # stamps; more than there are images between two heartbeats, and short enough for a value
 _GREATEST_LATENCY = 60.0  # seconds; beyond, the clock and the stamps are of different times
 
 
@@ -42,11 +45,43 @@ class LocalizerHealth(Health):
         self._inbox = inbox
         self._published: deque[float] = deque(maxlen=1000)  # when, in monotonic seconds
         self._submaps: SubmapClient | None = None
+        self._unanswered: deque[int] = deque(maxlen=_UNANSWERED)
         self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
+        self.note(image_stamp=0, refused_in_a_row=0, seconds="", matches="", inliers="", score="", belief="")
+        self.note(camera_info_frame="", unanswered_stamps="")
 
     def watch_submaps(self, submaps: SubmapClient) -> None:
         """Has the age of the submap told too."""
         self._submaps = submaps
+
+    def unanswered(self, stamp: int) -> None:
+        """Says that the image of a stamp (ns) was taken up and has no pose, or none yet."""
+        self._unanswered.append(stamp)
+        self._tell_unanswered()
+
+    def _tell_unanswered(self) -> None:
+        self.note(unanswered_stamps=" ".join(map(str, self._unanswered)))
+
+    def camera_frames(self, image_frame: str, info_frame: str) -> None:
+        """Tells the frame of camera_info, and warns where the image came in another: it is used all the same."""
+        if info_frame in ("", image_frame):
+            self.note(camera_info_frame=info_frame)
+            return
+        problem = (
+            f"Images come in the frame '{image_frame}', their camera_info in '{info_frame}'; "
+            "if these are two cameras, remap image and camera_info to the same one."
+        )
+        self.note(camera_info_frame=problem)
+        self.remark(problem)
+
+    def odometry_is_used(self, searched: bool, doubted: bool) -> None:
+        """Tells whether the odometry, which knows the motion to this image, made the prediction for it."""
+        if searched:
+            self.note(odometry="not used: the image is searched for in the whole map")
+        elif doubted:
+            self.note(odometry="not used: after a refusal every other image does without")
+        else:
+            self.note(odometry="used.")
 
     def settled(self, stamp: int, found: Localization, tracker: Tracker, believed: bool) -> None:
         """Tells what became of the image of a stamp (ns): a pose that was published, or why there was none."""
@@ -63,6 +98,9 @@ class LocalizerHealth(Health):
         if found.reason:
             self.note(last_refusal=found.reason)
         if believed:
+            if stamp in self._unanswered:
+                self._unanswered.remove(stamp)
+            self._tell_unanswered()
             self._published.append(time.monotonic())
             self.note(latency_seconds=self._latency(stamp))
             self.report(OK, "Tracking.")

@@ -12,7 +12,6 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-import rclpy
 import torch
 from geometry_msgs.msg import PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile, qos_profile_sensor_data
@@ -39,7 +38,7 @@ from ep2ploc_ros.outputs import Outputs
 from ep2ploc_ros.parameters import LocalizerParameters, declare, follow_changes
 from ep2ploc_ros.running import RunnableNode, run
 from ep2ploc_ros.submap_client import SubmapClient
-from ep2ploc_ros.transforms import Transforms
+from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, MissingTransformError, Transforms
 
 _NO_INITIAL_POSE = "No initial pose is known; publish one on /initialpose or set the parameter initial_pose."
 _LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -99,9 +98,11 @@ class LocalizerNode(RunnableNode):
     def _receive(self, kind: type, topic: str, slot: str, qos: QoSProfile) -> None:
         self.create_subscription(kind, topic, lambda message: self._inbox.put(slot, message), qos)
 
-    def _on_settings(self, changed: LocalizerParameters, _: set[str]) -> None:
-        pose_from_numbers(changed.initial_pose)  # refuses what is no pose while somebody waits for an answer
+    def _on_settings(self, changed: LocalizerParameters, names: set[str]) -> None:
+        pose = pose_from_numbers(changed.initial_pose)  # refuses what is no pose while somebody waits for an answer
         self._inbox.put("settings", changed)
+        if "initial_pose" in names:  # also when it is the same one: whoever sets it wants to start from it
+            self._inbox.put("initial_pose_parameter", pose)
 
     def _on_relocalize(self, _: Trigger.Request, response: Trigger.Response) -> Trigger.Response:
         searchable = self._searchable()
@@ -125,6 +126,7 @@ class LocalizerNode(RunnableNode):
             "settings": self._take_settings,
             "reset": self._reset,
             "relocalize": lambda _: self._relocalize(),
+            "initial_pose_parameter": self._take_initial_pose_parameter,
             "map_places": self._take_places,
             "map_info": self._take_map_info,
             "camera_info": self._take_camera_info,
@@ -144,14 +146,13 @@ class LocalizerNode(RunnableNode):
         """A message may hold anything: whatever it causes becomes a diagnostic, and the node goes on."""
         try:
             handler(item)
-        except InputError as error:
-            self._health.reject(str(error))
-            self._health.report(WARN, str(error))
-        except Ep2plocError as error:
-            self._health.report(WARN, str(error))
         except Exception as error:
-            if rclpy.ok():
-                self._health.report(ERROR, f"{type(error).__name__}: {error}")
+            if self._inbox.closed:  # the node is ending, which takes away what the handler was working with
+                return
+            if isinstance(error, InputError):
+                self._health.reject(str(error))
+            known = isinstance(error, Ep2plocError)
+            self._health.report(WARN if known else ERROR, str(error) if known else f"{type(error).__name__}: {error}")
 
     def _reset(self, _: None) -> None:
         self._tracker.reset()
@@ -173,12 +174,13 @@ class LocalizerNode(RunnableNode):
         return localizer is not None and localizer.places is not None
 
     def _take_settings(self, changed: LocalizerParameters) -> None:
-        before, self._settings = self._settings, changed
+        self._settings = changed
         self._submaps.refresh = changed.submap_refresh
         if self._localizer is not None:
             self._localizer.settings = self._localizer_settings(changed)
-        if changed.initial_pose != before.initial_pose:
-            self._given = pose_from_numbers(changed.initial_pose)
+
+    def _take_initial_pose_parameter(self, pose: np.ndarray | None) -> None:
+        self._given = pose
 
     @staticmethod
     def _localizer_settings(parameters: LocalizerParameters) -> LocalizerSettings:
@@ -236,44 +238,53 @@ class LocalizerNode(RunnableNode):
 
     def _take_image(self, message: Image | CompressedImage) -> None:
         # Read before its stamp is believed: that of a broken image would make time jump.
-        self._image = (message.header, pixels_of(message))
+        image = (message.header, pixels_of(message))
+        if self._image is not None:  # it waited for a submap
+            self._inbox.count_dropped("image")
+        self._image = image
 
     def _advance(self, header: Header, image: np.ndarray) -> None:
         """Works on the image that waits, unless it has to wait on for a submap."""
         assert self._localizer is not None
         self._hand_over_initial_pose(header.frame_id)
-        prior = self._predict(header)
+        motion = self._motion(header)
+        prior = self._tracker.predict(nanoseconds(header.stamp), motion)
         if self._localizer.places is not None and self._tracker.wants_search():
             prior = None
         elif prior is not None and not self._submaps.ensure(header, prior):
             self._health.report(WARN, "Waiting for a submap from the map_server.")
             return
         self._image = None
+        self._health.unanswered(nanoseconds(header.stamp))  # until it is
         if prior is None and self._localizer.places is None:
             self._health.report(WARN, _NO_INITIAL_POSE)
             return
         if self._camera is None:
             self._health.report(WARN, self._camera_problem)
             return
-        if self._camera_frame not in ("", header.frame_id):
-            self._health.remark(
-                f"Images come in the frame '{header.frame_id}', their camera_info in '{self._camera_frame}'; "
-                "if these are two cameras, remap image and camera_info to the same one."
-            )
+        self._health.camera_frames(header.frame_id, self._camera_frame)
+        if motion is not None:
+            self._health.odometry_is_used(prior is None, self._tracker.doubts)
         found = self._localizer.localize(image, self._camera, prior)
-        self._settle(header, image, self._camera, found, searched=prior is None)
+        self._settle(header, image, self._camera, found, prior is None, motion)
 
-    def _predict(self, header: Header) -> np.ndarray | None:
-        stamp = nanoseconds(header.stamp)
-        span = self._tracker.motion_wanted(stamp)
-        motion = None if span is None else self._odometry.camera_motion(*span, header.frame_id)
-        return self._tracker.predict(stamp, motion)
+    def _motion(self, header: Header) -> np.ndarray | None:
+        """How the camera moved since the pose that the tracker has, where the odometry tells."""
+        return self._odometry.camera_motion(self._tracker.motion_wanted(nanoseconds(header.stamp)), header.frame_id)
 
-    def _settle(self, header: Header, image: np.ndarray, camera: Camera, found: Localization, searched: bool) -> None:
+    def _settle(
+        self,
+        header: Header,
+        image: np.ndarray,
+        camera: Camera,
+        found: Localization,
+        searched: bool,
+        motion: np.ndarray | None,
+    ) -> None:
         """Tells the tracker, the diagnostics and the listeners what became of an image."""
         stamp, believed = nanoseconds(header.stamp), False
         if found.status == "ok" and found.map_from_camera is not None:
-            believed = self._tracker.accept(stamp, found.map_from_camera, searched)
+            believed = self._tracker.accept(stamp, found.map_from_camera, searched, motion)
         else:
             self._tracker.refuse()
         self._health.settled(stamp, found, self._tracker, believed)
@@ -286,10 +297,12 @@ class LocalizerNode(RunnableNode):
             return
         map_from_camera = self._given
         if self._settings.initial_pose_of == "base":
-            base_from_camera, problem = self._transforms.base_from_camera(camera_frame, "initial_pose_of base")
+            try:
+                base_from_camera = self._transforms.base_from_camera(camera_frame, "initial_pose_of base")
+            except MissingTransformError as error:
+                base_from_camera = FORWARD_BASE_FROM_CAMERA
+                self._health.remark(f"The camera is taken to look along the robot's x axis: {error}")
             map_from_camera = self._given @ base_from_camera
-            if problem:
-                self._health.remark(problem)
         self._given = None
         self._tracker.set_initial(map_from_camera)
 

@@ -55,6 +55,15 @@ class MapDescription:
                 raise ValueError("a field is of another type")
             if not isinstance(described.voxel_size, float) or not 0 < described.voxel_size < math.inf:
                 raise ValueError("a voxel has a size")
+            if described.num_points < 0 or described.places < 0:
+                raise ValueError("nothing is fewer than none")
+            origin = described.origin
+            if not isinstance(origin, list) or len(origin) != 3 or not all(map(_is_coordinate, origin)):
+                raise ValueError("a place has three coordinates")
             return described
         except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
             raise InputError("The map_info message is not that of a map_server of this version.") from error
+
+
+def _is_coordinate(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)

@@ -13,7 +13,7 @@ from ep2ploc_core.errors import InputError
 from ep2ploc_core.odometry_buffer import NoMotionError, OdometryBuffer
 from ep2ploc_ros.health import Health
 from ep2ploc_ros.messages import nanoseconds, pose_from_message
-from ep2ploc_ros.transforms import Transforms
+from ep2ploc_ros.transforms import MissingTransformError, Transforms
 
 _QOS = QoSProfile(depth=100, reliability=ReliabilityPolicy.BEST_EFFORT)  # takes every publisher
 
@@ -33,19 +33,28 @@ class OdometryInput:
         node.create_subscription(Odometry, "odom", self._on_odometry, _QOS)
         health.note(odometry="not used: no odometry has arrived", odometry_received=0)
 
-    def camera_motion(self, begin: int, end: int, camera_frame: str) -> np.ndarray | None:
+    def camera_motion(self, span: tuple[int, int] | None, camera_frame: str) -> np.ndarray | None:
         """camera_then_from_camera_now `(4, 4)` from one stamp (ns) to another, or None where the odometry does not tell
-        it. The diagnostics say which, and why."""
+        it; the diagnostics say why. To be called for each image, without a span where nothing is wanted: the transform
+        that is needed may be in TF only until the localizer sends its own."""
+        if not self._received:
+            return None
+        try:
+            base_from_camera = self._transforms.base_from_camera(camera_frame, "odom", self._base_frame)
+        except MissingTransformError as error:
+            self._health.note(odometry=f"not used: {error}")
+            if span is not None:
+                self._health.remark(f"Odometry is not used: {error}")
+            return None
+        if span is None:
+            self._health.note(odometry="not used: there is no pose of an image yet to go on from")
+            return None
         try:
             with self._lock:
-                base_then_from_base_now = self._buffer.motion(begin, end)
+                base_then_from_base_now = self._buffer.motion(*span)
         except NoMotionError as error:
             self._health.note(odometry=f"not used: {error}")
             return None
-        base_from_camera, problem = self._transforms.base_from_camera(camera_frame, "odom", self._base_frame)
-        self._health.note(odometry=f"used. {problem}".strip())
-        if problem:
-            self._health.remark(problem)
         return np.linalg.inv(base_from_camera) @ base_then_from_base_now @ base_from_camera
 
     def _on_odometry(self, message: Odometry) -> None:

@@ -48,11 +48,11 @@ class RecorderNode(RunnableNode):
     def __init__(self) -> None:
         super().__init__("recorder")
         path = Path(declare(self, RecorderParameters).file)
+        self._bag = BagRecorder(self, path.with_name(f"{path.stem}_bag"), _IN_BAG)  # first: it looks for its place
         try:
             self._file = open(path, "w", buffering=1)  # noqa: SIM115 (open as long as the node lives)
         except OSError as error:
             raise InputError(f"{path} cannot be written: {error.strerror}.") from error
-        self._bag = BagRecorder(self, path.with_name(f"{path.stem}_bag"), _IN_BAG)
         self.create_subscription(CameraInfo, "camera_info", self._on_camera_info, _MANY)
         self.create_subscription(
             PoseStamped, "ground_truth/pose", lambda message: self._on_pose("truth", message), _MANY

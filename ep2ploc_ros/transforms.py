@@ -6,11 +6,14 @@
 | `map_to_base`   | map -> base                | base -> camera                     |
 | `map_to_odom`   | map -> odom (REP-105)      | base -> camera, odom -> base       |
 
-The topic `odom` and initial poses of the base need base -> camera too, and make do without. A frame has one parent in
-TF, so map_to_camera is for a camera that has none: where base -> camera is known it would hide that.
+The topic `odom` and initial poses of the base need base -> camera too: without it odometry is not used, and for initial
+poses the camera is taken to look along the base's x axis. A frame has one parent in TF, so map_to_camera is for a
+camera that has none: where base -> camera is known it hides that, and what was known before is used.
 """
 
 from __future__ import annotations
+
+import contextlib
 
 import numpy as np
 from builtin_interfaces.msg import Time as Stamp
@@ -38,6 +41,8 @@ class Transforms:
     def __init__(self, node: Node, mode: str, map_frame: str, odom_frame: str, base_frame: str) -> None:
         self._mode = mode
         self._map, self._odom, self._base = map_frame, odom_frame, base_frame
+        self._mounts: dict[tuple[str, str], np.ndarray] = {}  # base_from_camera by both frames, as last looked up
+        self._hidden: set[str] = set()  # cameras that have got map as their parent from here
         self._buffer = Buffer()
         self._listener = TransformListener(self._buffer, node)
         self._broadcaster = TransformBroadcaster(node)
@@ -46,21 +51,35 @@ class Transforms:
         clear = self._buffer.clear
         self._jump = node.get_clock().create_jump_callback(back, post_callback=lambda _: clear())
 
-    def base_from_camera(self, camera_frame: str, needed_by: str, base_frame: str = "") -> tuple[np.ndarray, str]:
-        """Where the camera sits on the robot `(4, 4)`, and nothing; or, where TF does not know that, a camera at the
-        robot's origin that looks along its x axis, and a sentence that says so. `base_frame`: where it is not that of
-        the parameters; visual odometry may name the camera's own."""
+    def base_from_camera(self, camera_frame: str, needed_by: str, base_frame: str = "") -> np.ndarray:
+        """Where the camera sits on the robot `(4, 4)`, now or as it was known last; raises MissingTransformError where
+        it never was. `base_frame`: where it is not that of the parameters; visual odometry may name the camera's own.
+        """
         base_frame = base_frame or self._base
         if base_frame == camera_frame:
-            return np.eye(4), ""
+            return np.eye(4)
+        frames = (base_frame, camera_frame)
+        if camera_frame in self._hidden:
+            if frames not in self._mounts:
+                raise MissingTransformError(
+                    f"{needed_by} needs the transform {base_frame} -> {camera_frame} in TF, where it was not known "
+                    "before tf_mode map_to_camera hid it; set tf_mode to map_to_base or map_to_odom."
+                )
+            return self._mounts[frames]
         try:
-            return self._lookup(base_frame, camera_frame, Time(), needed_by), ""
-        except MissingTransformError as error:
-            return FORWARD_BASE_FROM_CAMERA, f"The camera is taken to look along the robot's x axis: {error}"
+            self._mounts[frames] = self._lookup(base_frame, camera_frame, Time(), needed_by)
+        except MissingTransformError:
+            if frames not in self._mounts:
+                raise
+        return self._mounts[frames]
 
     def send(self, stamp: Stamp, map_from_camera: np.ndarray, camera_frame: str) -> None:
         """Sends the transform of the mode, with the image's stamp; raises MissingTransformError."""
         if self._mode == "map_to_camera":
+            if camera_frame not in self._hidden:
+                with contextlib.suppress(MissingTransformError):
+                    self.base_from_camera(camera_frame, "")
+                self._hidden.add(camera_frame)
             self._send(stamp, camera_frame, map_from_camera)
             return
         needed_by = f"tf_mode {self._mode}"

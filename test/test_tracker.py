@@ -285,3 +285,29 @@ def test_after_time_jumped_back_no_motion_is_wanted() -> None:
     tracker.accept(50 * SECOND, at(4))
     assert tracker.motion_wanted(5 * SECOND) is None
     assert np.allclose(tracker.predict(5 * SECOND, at(30)), at(3))
+
+
+@pytest.mark.parametrize("make", [Tracker, lost_tracker])
+@pytest.mark.parametrize(("x", "agrees"), [(8.3, True), (5.0, False), (9.0, False)])
+def test_two_poses_agree_when_odometry_tells_the_way_between_them(make, x: float, agrees: bool) -> None:
+    for seconds in (0.1, 5.0):
+        tracker = make()
+        assert not tracker.accept(4 * SECOND, at(5), searched=True)
+        stamp = 4 * SECOND + int(seconds * SECOND)
+        assert tracker.accept(stamp, at(x), True, at(3)) == agrees
+
+
+def test_odometry_that_stands_does_not_let_all_that_a_search_finds_agree() -> None:
+    tracker = Tracker()
+    tracker.accept(SECOND, at(0), searched=True)
+    turned = at(0)
+    turned[:2, :2] = [[np.cos(0.2), -np.sin(0.2)], [np.sin(0.2), np.cos(0.2)]]
+    for k, pose in enumerate((at(2), at(0), turned, at(0))):
+        assert not tracker.accept((2 + k) * SECOND, pose, True, np.eye(4))
+    assert tracker.accept(6 * SECOND, at(0.1), True, np.eye(4))
+
+
+def test_beyond_its_horizon_odometry_confirms_nothing() -> None:
+    tracker = Tracker(TrackerSettings(odometry_horizon=10.0))
+    tracker.accept(SECOND, at(0), searched=True)
+    assert not tracker.accept(31 * SECOND, at(30), True, at(30))

@@ -1,4 +1,5 @@
-"""How far poses are from the truth, and how often near enough; refusals count as failures in every recall."""
+"""How far poses are from the truth, and how often near enough; refusals, and images that were dropped for
+lack of time, count as failures in every recall."""
 
 from __future__ import annotations
 
@@ -52,14 +53,15 @@ def error_row(estimate: np.ndarray | None, truth: np.ndarray, prefix: str = "") 
 
 def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Medians over the poses given, and over all candidates, the refused ones too; recalls of the poses given over all
-    queries; refusals apart; `calibration` of the covariances given.
+    queries; refusals apart, and so are dropped images; `calibration` of the covariances given.
 
-    rows: with `status`, and where it is "ok" `translation_error_m`, `rotation_error_deg`, `lateral_error_m`, ...; the
-    same behind `candidate_` where there was a candidate. `median_` of an axis is of errors without their sign, `bias_`
-    the median with it.
+    rows: with `status`: "ok", "dropped" (nobody worked on it), or anything else where it was refused; and where it is
+    "ok" `translation_error_m`, `rotation_error_deg`, `lateral_error_m`, ...; the same behind `candidate_` where there
+    was a candidate. `median_` of an axis is of errors without their sign, `bias_` the median with it.
     """
     given = [row for row in rows if row["status"] == "ok"]
-    summary: dict[str, Any] = {"queries": len(rows), "refused": len(rows) - len(given)}
+    dropped = sum(row["status"] == "dropped" for row in rows)
+    summary: dict[str, Any] = {"queries": len(rows), "refused": len(rows) - len(given) - dropped, "dropped": dropped}
     for prefix in ("", "candidate_"):
         for name in ("translation_error_m", "rotation_error_deg"):
             summary[f"{prefix}median_{name}"] = _median(_values(rows, prefix + name))

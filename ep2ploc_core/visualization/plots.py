@@ -38,11 +38,19 @@ def plot_evaluation(report: dict[str, Any], truth: np.ndarray, point_map: PointM
     return paths
 
 
-def plot_trajectory(point_map: PointMap, truth: np.ndarray, estimates: list[np.ndarray | None], path: Path) -> None:
+def plot_trajectory(
+    point_map: PointMap,
+    truth: np.ndarray,
+    estimates: list[np.ndarray | None],
+    path: Path,
+    dropped: np.ndarray | None = None,
+) -> None:
     """True camera places and estimates over the map seen from above.
 
-    truth `(N, 4, 4)`; estimates: N poses map_from_camera `(4, 4)`, None where refused.
+    truth `(N, 4, 4)`; estimates: N poses map_from_camera `(4, 4)`, None where refused, or where `dropped` `(N,)` says
+    that nobody worked on the image.
     """
+    dropped = np.zeros(len(truth), bool) if dropped is None else dropped
     frame = NetworkFrame.of_map(point_map.voxel_size, point_map.info.up)
     points = point_map.thinned(_DRAWN_POINTS)
     level = frame.rotation[:2]  # two axes across up, which need not be the map's z
@@ -60,9 +68,10 @@ def plot_trajectory(point_map: PointMap, truth: np.ndarray, estimates: list[np.n
         axes.plot(*np.stack([found for found, _ in given]).T, "x", color="tab:red", label="estimate", markersize=5)
         for found, true in given:
             axes.plot(*np.stack([found, true]).T, color="tab:red", linewidth=0.6)
-    refused = [true for pose, true in zip(estimates, true_places, strict=True) if pose is None]
-    if refused:
-        axes.plot(*np.stack(refused).T, "o", mfc="none", color="tab:blue", label="refused")
+    missing = np.array([pose is None for pose in estimates], bool)
+    for chosen, colour, label in ((missing & ~dropped, "tab:blue", "refused"), (missing & dropped, "0.5", "dropped")):
+        if chosen.any():
+            axes.plot(*true_places[chosen].T, "o", mfc="none", color=colour, label=label)
     margin = _MARGIN * frame.unit
     axes.set_xlim(true_places[:, 0].min() - margin, true_places[:, 0].max() + margin)
     axes.set_ylim(true_places[:, 1].min() - margin, true_places[:, 1].max() + margin)

@@ -31,6 +31,7 @@ from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.map.unit import unit_of
 
 TIMELINE = "image_stamp"
+_DROPPED = (127, 127, 127)
 _TRUTH, _ESTIMATE, _REFUSED = (44, 160, 44), (214, 39, 40), (31, 119, 180)  # as in the plots
 _DOT, _LINE, _MAP_DOT = 4.0, 1.5, 1.2  # radii on the screen: visible from above the whole map, too
 _DARKEST = 70  # of 255, for the ground: what is below cannot be told from the background
@@ -129,16 +130,19 @@ class RerunLog:
             self._stream.log("world/uncertainty", self._ellipsoid(place, covariance[:3, :3]))
         self._stream.log("log", rerun.TextLog(text or "pose", level=rerun.TextLogLevel.INFO))
 
-    def log_refusal(self, stamp: int, reason: str, truth: np.ndarray | None = None) -> None:
-        """An image without a pose. truth: where it was taken, if that is known."""
+    def log_refusal(self, stamp: int, reason: str, truth: np.ndarray | None = None, dropped: bool = False) -> None:
+        """An image without a pose, refused or `dropped` before anybody worked on it. truth: where it was taken, if that
+        is known."""
         self._at(stamp)
         rerun = self._rerun
         for gone in ("world/camera", "world/uncertainty", "overlay"):
             self._stream.log(gone, rerun.Clear(recursive=False))
         if truth is not None:
             place = truth[:3, 3] - self._origin
-            self._stream.log("world/refused", rerun.Points3D([place], colors=_REFUSED, radii=self._on_screen(_DOT)))
-        self._stream.log("log", rerun.TextLog(reason, level=rerun.TextLogLevel.WARN))
+            name, colour = ("world/dropped", _DROPPED) if dropped else ("world/refused", _REFUSED)
+            self._stream.log(name, rerun.Points3D([place], colors=colour, radii=self._on_screen(_DOT)))
+        level = rerun.TextLogLevel.INFO if dropped else rerun.TextLogLevel.WARN
+        self._stream.log("log", rerun.TextLog(reason, level=level))
 
     def _on_screen(self, radius: float) -> Any:
         return self._rerun.Radius.ui_points(radius)

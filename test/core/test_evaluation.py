@@ -69,6 +69,8 @@ def test_refusals_count_as_failures_and_their_candidates_in_the_medians_of_all()
     assert summary["median_translation_error_m"] == 0.4
     assert summary["candidate_median_translation_error_m"] == 0.4
     assert summarize([row("ok", 0.1, 6.0)])["recall_0.5m_5deg"] == 0
+    late = summarize([row("ok", 0.1), {"status": "refused"}, {"status": "dropped"}, {"status": "dropped"}])
+    assert (late["refused"], late["dropped"], late["queries"], late["recall_0.5m_5deg"]) == (1, 2, 4, 0.25)
 
 
 def test_a_bias_is_told_from_a_spread() -> None:

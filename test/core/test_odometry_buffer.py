@@ -51,7 +51,7 @@ def test_a_little_after_the_newest_pose_the_motion_goes_on(noise: float) -> None
 
 
 @pytest.mark.parametrize(
-    ("begin", "end", "reason"), [(8.0, 10.8, "0.80 s older"), (-1.0, 5.0, "begins, or jumped, 1.00 s later")]
+    ("begin", "end", "reason"), [(8.0, 10.8, "0.80 s older"), (-1.0, 5.0, "begins, or began anew, 1.00 s later")]
 )
 def test_outside_of_what_is_known_nothing_is_made_up(begin: float, end: float, reason: str) -> None:
     with pytest.raises(NoMotionError, match=reason):
@@ -63,13 +63,24 @@ def test_without_odometry_there_is_no_motion() -> None:
         OdometryBuffer().motion(0, SECOND)
 
 
-def test_a_gap_is_bridged_but_says_nothing_of_what_lies_in_it() -> None:
+@pytest.mark.parametrize("restarted", [False, True])
+def test_a_silence_begins_a_new_run(restarted: bool) -> None:
+    """It may have been started again meanwhile, which the first pose after two seconds cannot tell."""
     buffer = driven(0, 5)
-    for seconds in np.arange(7.0, 10.0, 0.05):
-        buffer.add(nanoseconds(seconds), at(seconds))
-    with pytest.raises(NoMotionError, match=r"gap of 2\.00 s"):
-        error(buffer, 4.0, 6.0)
-    assert error(buffer, 4.0, 8.0) < 0.05
+    origin = np.linalg.inv(at(7.0)) if restarted else None
+    assert buffer.add(nanoseconds(7.0), at(7.0, origin)) == "it was silent for 2.00 s"
+    for seconds in np.arange(7.05, 10.0, 0.05):
+        assert buffer.add(nanoseconds(seconds), at(seconds, origin)) == ""
+    for begin, end in ((4.0, 6.0), (4.0, 8.0)):
+        with pytest.raises(NoMotionError, match="began anew"):
+            error(buffer, begin, end)
+    assert error(buffer, 7.5, 9.5) < 0.05
+
+
+def test_a_short_silence_does_not() -> None:
+    buffer = driven(0, 5)
+    assert buffer.add(nanoseconds(5.4), at(5.4)) == ""
+    assert error(buffer, 4.0, 5.2) < 0.1
 
 
 @pytest.mark.parametrize("jump", ["place", "turn", "origin"])
@@ -85,7 +96,7 @@ def test_a_jump_begins_a_new_run(jump: str) -> None:
     assert "jumped by" in buffer.add(nanoseconds(5.05), shift @ at(5.05))
     for seconds in np.arange(5.1, 8, 0.05):
         assert buffer.add(nanoseconds(seconds), shift @ at(seconds)) == ""
-    with pytest.raises(NoMotionError, match="begins, or jumped"):
+    with pytest.raises(NoMotionError, match="begins, or began anew"):
         error(buffer, 4.0, 6.0)
     assert error(buffer, 5.5, 7.5) < 0.05
 

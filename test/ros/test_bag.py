@@ -20,8 +20,9 @@ from tf2_msgs.msg import TFMessage
 from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.demo_replay import RECORDED, replay
+from ep2ploc_ros.demo_replay import RECORDED, _gather, replay
 from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
@@ -191,10 +192,13 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
         assert (image.tf is None) == (image.map_from_camera is None) == (image.latency is None)
         if image.tf is not None:
             assert np.allclose(image.tf, image.map_from_camera)
-    assert [row["status"] for row in result.rows()] == ["refused" if one is None else "ok" for one in result.estimates]
+    statuses = [row["status"] for row in result.rows()]
+    assert [status == "ok" for status in statuses] == [one is not None for one in result.estimates]
     summary = result.summary()
     assert summary["tf_differs_from_pose_by_m"] < 1e-6
-    assert summary["poses"] + summary["images_refused"] + summary["images_dropped"] == 4
+    counted = [summary[name] for name in ("poses", "images_refused", "images_dropped", "images_not_received")]
+    assert sum(counted) == 4 and counted[3] == 0
+    assert (statuses.count("refused"), statuses.count("dropped")) == (counted[1], counted[2])
     assert (summary["latency_p95_s"] is None) == (summary["poses"] == 0)
     with AnyReader([tmp_path / "out" / RECORDED]) as reader:  # what rosbag2 would have recorded
         heard = {connection.topic: connection.msgcount for connection in reader.connections}
@@ -210,11 +214,36 @@ def test_replay_through_all_nodes_gathers_every_image(drive: KittiDrive, untrain
     }  # fmt: skip
 
 
+def test_replay_tells_refused_images_from_those_nobody_worked_on(tmp_path: Path) -> None:
+    def said(**values: object) -> dict:
+        words = {name: str(value) for name, value in values.items()}
+        return {"kind": "diagnostic", "stamp": 0, "heard": 1.0, "node": "localizer", "message": "", "values": words}
+
+    pose = np.eye(4).tolist()
+    events = [{"kind": "image", "stamp": stamp, "heard": 0.1 * stamp} for stamp in range(1, 7)]
+    events += [{"kind": "truth", "stamp": stamp, "heard": 1.0, "map_from_camera": pose} for stamp in range(1, 7)]
+    events += [
+        said(unanswered_stamps="1 2", images_received=3, images_dropped=0),
+        {"kind": "pose", "stamp": 2, "heard": 1.0, "map_from_camera": pose},
+        said(unanswered_stamps="4", images_received=5, images_dropped=2),
+    ]
+    result = _gather(events, tmp_path)
+    assert [row["status"] for row in result.rows()] == ["refused", "ok", "dropped", "refused", "dropped", "dropped"]
+    summary = result.summary()
+    assert (summary["poses"], summary["images_refused"]) == (1, 2)
+    assert (summary["images_dropped"], summary["images_not_received"]) == (2, 1)
+    accuracy = summarize(result.rows())
+    assert (accuracy["refused"], accuracy["dropped"]) == (2, 3)
+    assert accuracy["recall_0.25m_2deg"] == pytest.approx(1 / 6, abs=1e-4)
+
+
 def test_recorder_leaves_a_bag_alone_that_is_there_already(start, tmp_path: Path) -> None:
     (tmp_path / "said_bag").mkdir()
+    (tmp_path / "said.jsonl").write_text("what was said before\n")
     recorder = start("recorder_node", file=tmp_path / "said.jsonl")
     assert recorder.process.wait(timeout=60) == 2
     assert "No bag can be written" in recorder.log.read_text()
+    assert (tmp_path / "said.jsonl").read_text() == "what was said before\n"
     assert "Traceback" not in recorder.log.read_text()
 
 

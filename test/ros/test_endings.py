@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
+import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -87,3 +92,77 @@ def test_nodes_that_wait(listener, start, tmp_path: Path, site) -> None:
         listener.wait_for_diagnostic(name, words)
     for node, _ in waiting.values():
         ends(node)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_what_a_node_said_is_in_its_log_file(listener, start, tmp_path: Path, monkeypatch, number: int) -> None:
+    monkeypatch.setenv("ROS_LOG_DIR", str(tmp_path / "logs"))
+    localizer = start("localizer_node")
+    listener.wait_for_diagnostic("localizer", "Waiting")
+    localizer.process.send_signal(number)
+    assert localizer.process.wait(timeout=PATIENCE) == 0
+    assert "Waiting for the map_server" in "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
+
+
+def left_over() -> set[str]:
+    """Shared memory whose process has gone: Fast DDS holds a lock on what is in use."""
+    found = set()
+    for lock in Path("/dev/shm").glob("fastrtps_*_el"):
+        with contextlib.suppress(FileNotFoundError), lock.open() as held:
+            try:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                continue
+            found.add(lock.name)
+    return found
+
+
+def test_a_node_that_cannot_start_leaves_no_shared_memory(start, tmp_path: Path) -> None:
+    before = left_over()
+    player = start("bag_player_node", bag=tmp_path)
+    assert player.process.wait(timeout=PATIENCE) == 2
+    assert not left_over() - before
+
+
+def test_a_stop_that_fails_is_told_and_the_node_ends_all_the_same(tmp_path: Path) -> None:
+    program = tmp_path / "node.py"
+    program.write_text(
+        "from ep2ploc_ros.running import RunnableNode, run\n"
+        "class Failing(RunnableNode):\n"
+        "    finished = True\n"
+        "    def stop(self):\n"
+        "        raise RuntimeError('no end')\n"
+        "run(lambda: Failing('failing'))\n"
+    )
+    before = left_over()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 1 and "RuntimeError: no end" in ended.stderr
+    assert not left_over() - before
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_node_that_is_still_starting_ends_too(tmp_path: Path, number: int) -> None:
+    program = tmp_path / "node.py"
+    program.write_text(
+        "import time\n"
+        "from ep2ploc_ros.running import RunnableNode, run\n"
+        "class Slow(RunnableNode):\n"
+        "    def __init__(self):\n"
+        "        super().__init__('slow')\n"
+        "        print('starting', flush=True)\n"
+        "        time.sleep(600)\n"
+        "run(Slow)\n"
+    )
+    before = left_over()
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, program], env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        for _ in range(2):
+            process.send_signal(number)
+            time.sleep(0.02)
+        assert process.wait(timeout=PATIENCE) == 0
+        assert not process.stderr.read()
+    assert not left_over() - before

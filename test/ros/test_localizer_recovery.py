@@ -124,7 +124,7 @@ def test_no_pose_comes_of_a_camera_info_that_does_not_fit(listener, start, site,
         camera.images.publish(camera.image())
 
     def named() -> bool:
-        return any("'rear_camera'" in value.value for value in listener.diagnostic("localizer").values)
+        return "'rear_camera'" in listener.values("localizer")["camera_info_frame"]
 
     listener.wait(named, meanwhile=of_another_frame)
     known = len(poses)

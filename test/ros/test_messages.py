@@ -7,9 +7,10 @@ import array
 import numpy as np
 import pytest
 import torch
+import yaml
 from geometry_msgs.msg import Pose
 from sensor_msgs.msg import CameraInfo, PointField
-from std_msgs.msg import Header
+from std_msgs.msg import Header, String
 
 from ep2ploc_core import se3
 from ep2ploc_core.errors import InputError
@@ -22,6 +23,7 @@ from ep2ploc_ros.clouds import (
     places_from_cloud,
     points_from_cloud,
 )
+from ep2ploc_ros.map_info import MapDescription
 from ep2ploc_ros.messages import (
     camera_from_message,
     pose_from_message,
@@ -171,3 +173,25 @@ def test_malformed_cloud_is_refused(break_it) -> None:
     break_it(message)
     with pytest.raises(InputError):
         points_from_cloud(message)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {},
+        {"origin": [0, 0]},
+        {"origin": [0, 0, float("nan")]},
+        {"origin": ["a", "b", "c"]},
+        {"origin": 3},
+        {"places": -1},
+        {"num_points": -1},
+    ],
+)
+def test_a_map_info_without_meaning_is_refused(change: dict) -> None:
+    good = {"path": "/m", "checkpoint": "", "checkpoint_file": "", "origin": [1.0, 2, 3], "voxel_size": 0.2}
+    message = String(data=yaml.safe_dump({**good, "num_points": 9, "places": 2, **change}))
+    if not change:
+        assert MapDescription.from_message(message).places == 2
+        return
+    with pytest.raises(InputError, match="message is not that"):
+        MapDescription.from_message(message)

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
 import rclpy
 from geometry_msgs.msg import TransformStamped
+from nav_msgs.msg import Odometry
+from rclpy.node import Node
 from rclpy.time import Time
 
+from ep2ploc_ros.health import Health
+from ep2ploc_ros.odometry import OdometryInput
 from ep2ploc_ros.standalone.tf2_ros import (
     Buffer,
     ConnectivityException,
     ExtrapolationException,
     LookupException,
 )
-from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA, Transforms
+from ep2ploc_ros.transforms import MissingTransformError, Transforms
 
 SECOND = 10**9
 
@@ -88,17 +94,52 @@ def test_transforms_without_meaning_are_dropped(buffer: Buffer) -> None:
     assert buffer.lookup_transform("odom", "base", at(0)).transform.translation.x == pytest.approx(2)
 
 
-def test_where_the_camera_sits_is_looked_up_or_taken_to_be_ahead_with_a_word() -> None:
+@pytest.fixture
+def robot() -> Iterator[Node]:
     node = rclpy.create_node("robot")
-    try:
-        transforms = Transforms(node, "map_to_camera", "map", "odom", "base_link")
-        pose, problem = transforms.base_from_camera("camera", "odom")
-        assert np.array_equal(pose, FORWARD_BASE_FROM_CAMERA)
-        assert "odom needs the transform base_link -> camera in TF" in problem
-        assert (
-            "odom needs the transform hull -> camera in TF" in transforms.base_from_camera("camera", "odom", "hull")[1]
-        )
-        pose, problem = transforms.base_from_camera("camera", "odom", "camera")  # visual odometry
-        assert np.array_equal(pose, np.eye(4)) and not problem
-    finally:
-        node.destroy_node()
+    yield node
+    node.destroy_node()
+
+
+def test_where_the_camera_sits_is_looked_up_or_not_known(robot: Node) -> None:
+    transforms = Transforms(robot, "map_to_camera", "map", "odom", "base_link")
+    with pytest.raises(MissingTransformError, match="odom needs the transform base_link -> camera in TF"):
+        transforms.base_from_camera("camera", "odom")
+    with pytest.raises(MissingTransformError, match="odom needs the transform hull -> camera in TF"):
+        transforms.base_from_camera("camera", "odom", "hull")
+    assert np.array_equal(transforms.base_from_camera("camera", "odom", "camera"), np.eye(4))  # visual odometry
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_where_the_camera_sits_is_remembered_when_its_own_transform_hides_it(robot: Node, known: bool) -> None:
+    transforms = Transforms(robot, "map_to_camera", "map", "odom", "base")
+    buffer = transforms._buffer
+    if known:
+        buffer.set_transform_static(transform("base", "camera", 0, 0.5), "test")
+    stamp = Time(nanoseconds=10 * SECOND).to_msg()
+    transforms.send(stamp, np.eye(4), "camera")
+    buffer.set_transform(transform("map", "base", 10, 3.0), "test")
+    buffer.set_transform(transform("map", "camera", 10, 7.0), "test")  # what was sent comes back
+    if known:
+        assert transforms.base_from_camera("camera", "odom")[0, 3] == pytest.approx(0.5)
+    else:
+        with pytest.raises(MissingTransformError, match="before tf_mode map_to_camera hid it"):
+            transforms.base_from_camera("camera", "odom")
+
+
+def test_odometry_is_of_use_only_where_it_is_known_how_the_camera_sits(robot: Node) -> None:
+    transforms = Transforms(robot, "map_to_base", "map", "odom", "base")
+    health = Health(robot)
+    odometry = OdometryInput(robot, transforms, health)
+    for k in range(11):
+        message = Odometry(child_frame_id="base")
+        message.header.stamp = Time(nanoseconds=(100 + k) * SECOND // 10).to_msg()
+        message.pose.pose.position.x, message.pose.pose.orientation.w = 0.1 * k, 1.0
+        odometry._on_odometry(message)
+    span = (10 * SECOND, 11 * SECOND)
+    assert odometry.camera_motion(span, "camera") is None
+    assert "not used: odom needs the transform base -> camera" in health._values["odometry"]
+    transforms._buffer.set_transform_static(transform("base", "camera", 0, 0.5, yaw=np.pi / 2), "test")
+    assert odometry.camera_motion(None, "camera") is None
+    motion = odometry.camera_motion(span, "camera")
+    assert motion is not None and motion[:3, 3] == pytest.approx([0, -1, 0])
