@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import astuple, dataclass, field
+from dataclasses import dataclass, field
 
 import cv2
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_over_image, start_sigma
-from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
@@ -280,6 +280,8 @@ class Localizer:
         if view is None:
             return None
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
+        if not torch.isfinite(scores.log_likelihood_none + scores.confidence).all():  # each holds all of its patches
+            raise CheckpointError("The network's answers are no numbers: its weights are broken; train it again.")
         posterior = PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
@@ -401,8 +403,6 @@ class Localizer:
         assert found.map_from_camera is not None and evidence is not None
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
-        if not all(map(math.isfinite, astuple(evidence))) or not np.isfinite(found.map_from_camera).all():
-            return "the network's answer is not a number"
         if evidence.parts < settings.least_parts:
             return "all points that were found lie in one corner of the image"
         if evidence.inlier_ratio < settings.least_inlier_ratio:

@@ -1,5 +1,6 @@
 """The whole way in the core, on a small site that the network has learned."""
 
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pytest
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
-from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.localizer import Localizer, LocalizerSettings
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
@@ -53,6 +54,22 @@ def test_a_wrong_image_is_refused(site, localizer: Localizer) -> None:
     for image in (noise, upside_down, np.zeros_like(site.image)):
         result = localizer.localize(image, site.camera, site.prior)
         assert result.status == "refused" and result.reason and result.map_from_camera is None
+
+
+def test_thin_evidence_is_refused_and_says_so(site, lenient: Localizer) -> None:
+    doubtful = LocalizerSettings(least_score=-10, least_belief=1.01)  # more than any evidence gives
+    strict = Localizer(lenient.network, lenient.point_map, settings=doubtful)
+    result = strict.localize(site.image, site.camera, site.prior)
+    assert result.status == "refused" and "evidence is thin" in result.reason
+    assert 0 < result.belief <= 1 and result.covariance is None
+
+
+@pytest.mark.parametrize("part", ["patch_classifier", "image_encoder"])
+def test_broken_weights_are_an_error_and_no_pose(site, localizer: Localizer, part: str) -> None:
+    network = deepcopy(localizer.network)
+    next(getattr(network, part).parameters()).data.fill_(float("nan"))
+    with pytest.raises(CheckpointError, match="weights are broken"):
+        Localizer(network, localizer.point_map).localize(site.image, site.camera, site.prior)
 
 
 def test_no_prior_no_map_points_and_another_network_are_told(site, localizer: Localizer, tmp_path: Path) -> None:
