@@ -23,7 +23,7 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
 from ep2ploc_core.map.place_index import NO_PLACES
-from ep2ploc_core.tracker import Tracker
+from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.clouds import places_from_cloud
 from ep2ploc_ros.health import ERROR, WARN
 from ep2ploc_ros.image_input import ImageInput, pixels_of
@@ -72,6 +72,7 @@ class LocalizerNode(RunnableNode):
         self._camera_problem = f"No camera_info has arrived on {self.resolve_topic_name('camera_info')} yet."
         self._image: tuple[Header, np.ndarray] | None = None  # the one to work on next
         self._given = pose_from_numbers(self._settings.initial_pose)  # an initial pose, not yet handed to the tracker
+        self._assumed: np.ndarray | None = None  # one of the base, handed over with a guess of where the camera sits
         self._subscribe()
         self._health.report(WARN, "Waiting for the map_server's map_info.")
         self._worker = threading.Thread(target=self._work, name="localizer", daemon=True)
@@ -157,6 +158,7 @@ class LocalizerNode(RunnableNode):
     def _reset(self, _: None) -> None:
         self._tracker.reset()
         self._outputs.clear_path()
+        self._assumed = None
         self._given = pose_from_numbers(self._settings.initial_pose)
         self._health.report(WARN, "Reset.", state=self._tracker.state.value)
 
@@ -164,7 +166,7 @@ class LocalizerNode(RunnableNode):
         """Searches the map, or where it cannot be searched starts from the last initial pose."""
         if self._searchable():
             self._tracker.forget()
-            self._given = None
+            self._given = self._assumed = None
         else:
             self._tracker.restart()
         self._outputs.clear_path()
@@ -293,18 +295,24 @@ class LocalizerNode(RunnableNode):
             self._outputs.publish(header, image, camera, found, self._localizer.point_map)
 
     def _hand_over_initial_pose(self, camera_frame: str) -> None:
-        if self._given is None:
+        """The initial pose that was given last. One of the base that came before TF told where the camera sits on it is
+        handed over once more when TF does, unless the camera was found all the same."""
+        again = self._given is None
+        given = self._assumed if again else self._given
+        if given is None or (again and self._tracker.state != State.INITIALIZING):
             return
-        map_from_camera = self._given
+        base_from_camera, self._assumed = np.eye(4), None
         if self._settings.initial_pose_of == "base":
             try:
                 base_from_camera = self._transforms.base_from_camera(camera_frame, "initial_pose_of base")
             except MissingTransformError as error:
+                self._assumed = given
+                if again:
+                    return
                 base_from_camera = FORWARD_BASE_FROM_CAMERA
                 self._health.remark(f"The camera is taken to look along the robot's x axis: {error}")
-            map_from_camera = self._given @ base_from_camera
         self._given = None
-        self._tracker.set_initial(map_from_camera)
+        self._tracker.set_initial(given @ base_from_camera)
 
 
 def main() -> int:
