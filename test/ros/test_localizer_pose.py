@@ -161,8 +161,9 @@ def test_map_to_odom_joins_odometry_at_the_images_time(listener, start, site, an
     listener.wait_for_diagnostic("localizer", "Ready")
     listener.wait(camera.ready)
     static, moving = StaticTransformBroadcaster(listener.node), TransformBroadcaster(listener.node)
-    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))
     camera.poses.publish(camera.start_pose(pose=site.prior @ np.linalg.inv(BASE_FROM_CAMERA)))
+    listener.wait_for_diagnostic("localizer", "Image refused", meanwhile=camera.good)  # it is taken to look ahead
+    static.sendTransform(transform("base_link", "camera", BASE_FROM_CAMERA))  # the initial pose is put right by it
     listener.wait_for_diagnostic("localizer", "odom -> base_link", meanwhile=camera.good)
     assert is_pose_of(poses[0], answers[0])
 
