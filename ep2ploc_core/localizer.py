@@ -23,7 +23,8 @@ from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.belief import Evidence, belief
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
-from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
+from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
+from ep2ploc_core.pose.score_search import SearchSettings, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 

@@ -83,11 +83,17 @@ def test_a_standing_camera_with_noisy_poses_does_not_run_away() -> None:
         tracker.accept(stamp, at(*noise.normal(0, 0.15, 2)))
 
 
-def test_every_other_try_after_a_refusal_does_without_the_velocity() -> None:
+def driven() -> Tracker:
+    """After ten seconds at a metre a second."""
     tracker = Tracker()
     tracker.set_initial(at(0))
     for k in range(10):
         tracker.accept(k * SECOND, at(k))
+    return tracker
+
+
+def test_every_other_try_after_a_refusal_does_without_the_velocity() -> None:
+    tracker = driven()
     moved = tracker.predict(10 * SECOND)
     tracker.refuse()
     assert np.allclose(tracker.predict(10 * SECOND), at(9))
@@ -259,10 +265,7 @@ def test_the_motion_of_odometry_is_taken_over_the_velocity() -> None:
 
 
 def test_every_other_try_after_a_refusal_does_without_odometry() -> None:
-    tracker = Tracker()
-    tracker.set_initial(at(0))
-    for k in range(10):
-        tracker.accept(k * SECOND, at(k))
+    tracker = driven()
     steady = tracker.predict(10 * SECOND)
     tracker.refuse()
     assert np.allclose(tracker.predict(10 * SECOND, at(3)), steady)

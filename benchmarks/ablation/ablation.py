@@ -37,7 +37,7 @@ from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import refine, solve_ransac
-from ep2ploc_core.pose.score_search import Box
+from ep2ploc_core.pose.pose_posterior import Box
 from ep2ploc_core.progress import progress_bar
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.processes import choose_device, run_everywhere

@@ -1,10 +1,11 @@
 """Fits the weights of `ep2ploc_core.pose.belief` to evaluations, and says how well they do on sites left out.
 
-    .venv/bin/python benchmarks/ablation/belief.py SITE=a.json,b.json SITE=c.json ...
+    .venv/bin/python benchmarks/ablation/belief.py EVALUATIONS [--threshold 0.7]
 
-The files are what `ep2ploc evaluate --json` wrote, with the right images and with wrong ones (`--swap`, `--foreign`);
-all files of a SITE are left out together. A pose is right within 2.5 voxels and 5 degrees of the truth; with a foreign
-image none is. Each site counts alike.
+EVALUATIONS is what `belief_sites.py` makes, or a directory of yours: files SITE_NETWORK_right.json, ..._swap.json and
+..._foreign.json that `ep2ploc evaluate --json` wrote, with the right images and with wrong ones (`--swap`, `--foreign`).
+A SITE is left out as a whole. A pose is right within 2.5 voxels and 5 degrees of the truth; with a foreign image none
+is. Each site counts alike. The second table tells what became of the images by all rules, as they were then.
 """
 
 from __future__ import annotations
@@ -19,16 +20,22 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate
+from ep2ploc_core.localizer import LocalizerSettings
 from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
 
 UNITS, DEGREES = 0.5, 5.0  # a unit is a metre where the map's voxels are of 0.2 m (`ep2ploc_core.map.unit`)
 RIDGE = 3.0  # of the weights on standardized features, against one vote for each pose: sites are few
 
 
-def read_rows(files: list[str]) -> list[dict[str, Any]]:
-    """The rows of some evaluations that came as far as a pose."""
-    reports = [json.loads(Path(file).read_text()) for file in files]
-    rows = [{**row, "unit": report.get("metres_per_unit", 1.0)} for report in reports for row in report["results"]]
+def read_rows(file: Path) -> list[dict[str, Any]]:
+    """The rows of an evaluation, each with the metres of a unit."""
+    report = json.loads(file.read_text())
+    return [{**row, "unit": report["metres_per_unit"]} for row in report["results"]]
+
+
+def with_evidence(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those that came as far as a pose."""
     return [row for row in rows if row["evidence"] is not None]
 
 
@@ -57,27 +64,67 @@ def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
     return BeliefWeights(*map(float, factors), odds=float(weights[-1] - factors @ mean))
 
 
-def main() -> None:
-    """Prints the weights of all sites, and what those of the others say of each."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("sites", nargs="+", metavar="SITE=FILE,FILE")
-    parser.add_argument("--threshold", type=float, default=0.5)
-    arguments = parser.parse_args()
-    sites = {name: read_rows(files.split(",")) for name, files in (one.split("=", 1) for one in arguments.sites)}
-    console = Console()
-    table = Table("left out", "right poses", "of them given", "wrong", "of them given", "worst given, m", "log loss")
+def left_out(sites: dict[str, list[dict[str, Any]]], threshold: float) -> Table:
+    """What the weights of the other sites say of each."""
+    table = Table("left out", "right poses", "of them believed", "wrong", "of them believed", "worst believed, m")
     for name, rows in sites.items():
-        others = [other for key, other in sites.items() if key != name]
-        weights = fit(others) if others else BeliefWeights()
-        said = np.array([belief(Evidence(**row["evidence"]), weights) for row in rows])
-        right, given = np.array([is_right(row) for row in rows]), said > arguments.threshold
-        errors = [row.get("candidate_translation_error_m", np.inf) for row, one in zip(rows, given, strict=True) if one]
-        loss = -np.log(np.where(right, said, 1 - said).clip(1e-6)).mean()
+        weights = fit([other for key, other in sites.items() if key != name])
+        believed = np.array([belief(Evidence(**row["evidence"]), weights) for row in rows]) > threshold
+        right = np.array([is_right(row) for row in rows])
+        errors = [row.get("candidate_translation_error_m", np.inf) for row in np.array(rows)[believed]]
         table.add_row(
-            name, f"{right.sum()}", f"{(right & given).sum() / max(1, right.sum()):.0%}", f"{(~right).sum()}",
-            f"{(~right & given).sum()}", f"{max(errors, default=0):.2f}", f"{loss:.3f}",
+            name, f"{right.sum()}", f"{(right & believed).sum() / max(1, right.sum()):.0%}", f"{(~right).sum()}",
+            f"{(~right & believed).sum()}", f"{max(errors, default=0):.2f}",
         )  # fmt: skip
-    console.print(table)
+    return table
+
+
+def by_all_rules(evaluations: dict[tuple[str, str, str], list[dict[str, Any]]]) -> Table:
+    """What was given and what was refused, and how true the covariances were."""
+    table = Table(
+        "site, network", "right, of asked", "given", "of them wrong", "worst, m", "wrong images given, of asked",
+        "position in 50 / 90 % ellipsoid", "pose",
+    )  # fmt: skip
+    for (site, network, images), rows in evaluations.items():
+        if images != "right":
+            continue
+        wrong = [some for key, some in evaluations.items() if key[:2] == (site, network) and key[2] != "right"]
+        controls = [row for some in wrong for row in some]
+        given = [row for row in rows if row["status"] == "ok"]
+        calibration = calibrate(given)
+        shares = {part: dict(zip(LEVELS, calibration[part]["observed"] or [], strict=False)) for part in PARTS}
+        table.add_row(
+            f"{site}, {network}",
+            f"{sum(map(is_right, rows))} of {len(rows)}",
+            f"{len(given)}",
+            f"{sum(not is_right(row) for row in given)}",
+            f"{max((row['candidate_translation_error_m'] for row in given), default=0):.2f}",
+            f"{sum(row['status'] == 'ok' for row in controls)} of {len(controls)}",
+            *(f"{shares[part].get(0.5, 0):.0%} / {shares[part].get(0.9, 0):.0%}" for part in ("position", "pose")),
+        )
+    return table
+
+
+def main() -> None:
+    """Prints both tables, and the weights of all sites."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("evaluations", type=Path)
+    parser.add_argument("--threshold", type=float, default=LocalizerSettings().least_belief)
+    arguments = parser.parse_args()
+    evaluations = {}
+    for file in sorted(arguments.evaluations.glob("*_*_*.json")):
+        site, network, images = file.stem.split("_")
+        evaluations[site, network, images] = read_rows(file)
+    sites: dict[str, list[dict[str, Any]]] = {}
+    for (site, _, _), rows in evaluations.items():
+        sites.setdefault(site, []).extend(with_evidence(rows))
+    if len(sites) < 2:
+        parser.error(
+            f"{arguments.evaluations} has evaluations of {len(sites)} sites; two are needed, to leave one out."
+        )
+    console = Console()
+    console.print(left_out(sites, arguments.threshold))
+    console.print(by_all_rules(evaluations))
     for field, value in zip(fields(BeliefWeights), astuple(fit(list(sites.values()))), strict=True):
         console.print(f"{field.name}: float = {value:.3f}")
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,12 +11,14 @@ import torch.nn.functional as functional
 from torch import Tensor, nn
 
 from ep2ploc_core import se3
-from ep2ploc_core.errors import InputError
+from ep2ploc_core.errors import CheckpointError, InputError
+from ep2ploc_core.model.alignment_head import AlignmentHead
 from ep2ploc_core.model.global_descriptor import NetVLAD
 from ep2ploc_core.model.image_encoder import ImageEncoder
 from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, patch_prior, view_attributes
 from ep2ploc_core.model.pixel_head import PixelHead
 from ep2ploc_core.model.point_transformer import PointTransformer
+from ep2ploc_core.pose.feature_alignment import FeatureLevel
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class NetworkConfig:
     backbone: a timm model with features at stride `patch` and on. `score` and `encode` are for comparison with the
     paper. score: "dot" product of point and patch, or the paper's "mlp" with a hidden layer of `score_width`. encode:
     the point encoder runs once over the whole "map", or as in the paper on what is visible from each "view" (site codes
-    then have no place: they belong to the map; and the map's z axis must point up).
+    then have no place: they belong to the map; and the map's z axis must point up). alignment_width: of the features
+    for the refinement by alignment; 0: there are none.
     """
 
     backbone: str = "regnety_002"
@@ -42,16 +45,19 @@ class NetworkConfig:
     score: str = "dot"
     score_width: int = 32
     encode: str = "map"
+    alignment_width: int = 0
 
 
 @dataclass
 class ImageFeatures:
     """Of B images: `patches` `(B, D, R, C)`, unit `global_descriptor` `(B, G)`, and `geometry` `(B, 5, R, C)`: what the
-    image alone says of each patch (log depth, height above ground / 4, normal in the optical frame)."""
+    image alone says of each patch (log depth, height above ground / 4, normal in the optical frame). pyramid: the
+    features that they come from, then finer ones, for `EP2PLoc.align_to`."""
 
     patches: Tensor
     global_descriptor: Tensor
     geometry: Tensor
+    pyramid: list[Tensor]
 
 
 @dataclass
@@ -93,6 +99,12 @@ class EP2PLoc(nn.Module):
         )
         self.pixel_head = PixelHead(width, config.patch)
         self.geometry_head = nn.Conv2d(config.image_feature_width, 5, 1)
+        self.alignment_head = None
+        if config.alignment_width:
+            self.alignment_head = AlignmentHead(
+                (config.image_feature_width, config.patch), self.image_encoder.finer,
+                width + PatchClassifier.VIEW_ATTRIBUTES, config.alignment_width,
+            )  # fmt: skip
         # How much the scores of neighbouring points repeat each other: scales the sum of their log likelihoods.
         self.log_pose_temperature = nn.Parameter(torch.tensor(-3.0))
         # Log of one over the pixels by which matches of mean confidence are off, for the loss on single matches.
@@ -102,13 +114,20 @@ class EP2PLoc(nn.Module):
         """As of every module, but weights from before there was a scale of matches keep its first value."""
         return super().load_state_dict({"log_match_scale": self.log_match_scale, **state_dict}, *args, **kwargs)
 
+    def with_alignment(self, width: int) -> EP2PLoc:
+        """This network with features of `width` for the refinement by alignment, which still have to be learned."""
+        network = EP2PLoc(replace(self.config, alignment_width=width))
+        network.load_state_dict(self.state_dict(), strict=False)
+        return network
+
     def encode_image(self, image: Tensor, intrinsics: Tensor) -> ImageFeatures:
         """image `(B, 3, H, W)` 0..1, intrinsics `(B, 4)` fx, fy, cx, cy in pixels of that image."""
-        patches, features = self.image_encoder(image, intrinsics)
+        patches, pyramid = self.image_encoder(image, intrinsics)
         return ImageFeatures(
             patches=patches,
             global_descriptor=self.image_vlad(patches.flatten(2).transpose(1, 2)),
-            geometry=self.geometry_head(features),
+            geometry=self.geometry_head(pyramid[0]),
+            pyramid=pyramid,
         )
 
     def encode_points(
@@ -144,6 +163,17 @@ class EP2PLoc(nn.Module):
         points_camera = se3.apply(view.camera_from_map, view.xyz)
         normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
         return points_camera, view_attributes(points_camera, normals_camera, view.attributes)
+
+    def align_to(self, features: ImageFeatures, image_of_view: Tensor, view: PointView) -> list[FeatureLevel]:
+        """What `pose.feature_alignment` aligns, coarse to fine: each view's points, as they look from its pose, and its
+        image of `features`, `image_of_view` `(V,)`. Raises CheckpointError when the network has not learned it."""
+        if self.alignment_head is None:
+            raise CheckpointError(
+                "This network has no features for the refinement by alignment; use one that has, or refine: none."
+            )
+        dense = self.alignment_head(features.pyramid[0], features.pyramid[1:])
+        seen = self._seen(view)[1]
+        return self.alignment_head.levels(dense, image_of_view, view.descriptors, seen, view.valid)
 
     def locate_in_patch(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:
         """Log probabilities `(M, patch*patch)` of the pixels in the chosen patches; see PixelHead."""

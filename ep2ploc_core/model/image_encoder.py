@@ -12,8 +12,13 @@ from ep2ploc_core.errors import InputError
 from ep2ploc_core.timm_import import timm
 
 
+FINER_LEVELS = 2  # as many levels of the backbone below the patches are handed on
+
+
 class ImageEncoder(nn.Module):
     """Descriptors on a grid of patches of `patch` pixels, from any timm backbone that gives features by stride.
+
+    `finer`: channels and strides of the backbone's features that are finer than the patches, with falling strides.
 
     Raises InputError when there is no backbone of this name, or none with the strides that are needed.
     """
@@ -30,6 +35,9 @@ class ImageEncoder(nn.Module):
                 f"The backbone {backbone} has features at strides {strides}, but {patch}, {2 * patch}, ... are needed; "
                 "name another one or another size of patches."
             )
+        below = [level for level, stride in enumerate(strides) if stride < patch]
+        self.finer_levels = below[: -FINER_LEVELS - 1 : -1]
+        self.finer = [(channels[level], strides[level]) for level in self.finer_levels]
         # Some backbones, such as Swin, put the channels last.
         self.channels_last = str(getattr(self.backbone, "output_fmt", "")).endswith("NHWC")
         self.lateral = nn.ModuleList(nn.Conv2d(channels[level], width, 1) for level in self.levels)
@@ -37,11 +45,11 @@ class ImageEncoder(nn.Module):
         self.smooth = nn.Sequential(nn.Conv2d(width + 2, width, 3, padding=1), nn.BatchNorm2d(width), nn.GELU())
         self.out = nn.Conv2d(width, out_width, 1)
 
-    def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, intrinsics: Tensor) -> tuple[Tensor, list[Tensor]]:
         """image `(B, 3, H, W)` 0..1, H and W multiples of 32; intrinsics `(B, 4)` in pixels.
 
-        Returns patch descriptors `(B, D, H/patch, W/patch)` and the features `(B, width, H/patch, W/patch)` they
-        come from.
+        Returns patch descriptors `(B, D, H/patch, W/patch)` and features: first those `(B, width, H/patch, W/patch)`
+        that they come from, then the finer ones.
         """
         features = self.backbone((image - 0.45) / 0.25)
         if self.channels_last:
@@ -51,7 +59,7 @@ class ImageEncoder(nn.Module):
             merged = functional.interpolate(merged, scale_factor=2.0, mode="nearest") + lateral(features[level])
         rays = patch_rays(intrinsics, merged.shape[-2], merged.shape[-1], image.shape[-1] // merged.shape[-1])
         smooth = self.smooth(torch.cat([merged, rays.to(merged.dtype)], 1))
-        return self.out(smooth).float(), smooth.float()
+        return self.out(smooth).float(), [smooth.float(), *(features[level] for level in self.finer_levels)]
 
 
 def _create(name: str) -> nn.Module:

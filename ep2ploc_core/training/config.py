@@ -20,7 +20,8 @@ from ep2ploc_core.training.trainer import Schedule
 class TrainConfig:
     """`drives`: KITTI raw drives; `pairs`: a directory in KITTI object layout, with the range of numbers to take for
     each first letter of the names; `streets`: how many synthetic streets of `street_frames` images to make and learn
-    from, seeds FIRST_STREET and up; `start_from`: weights to begin with, or empty."""
+    from, seeds FIRST_STREET and up; `start_from`: weights to begin with, or empty; `network` then counts only for what
+    they lack, the features for the refinement by alignment."""
 
     out: str = "out/training"
     device: str = "auto"

@@ -24,6 +24,8 @@ def train_network(device: torch.device, config: TrainConfig) -> None:
     """Runs or resumes the experiment of `config`; its `out` ends with network.safetensors and config.yaml."""
     torch.manual_seed(config.schedule.seed)
     network = load_network(config.start_from) if config.start_from else EP2PLoc(config.network)
+    if config.network.alignment_width and network.alignment_head is None:
+        network = network.with_alignment(config.network.alignment_width)
     out = Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     drives = [*config.drives, *map(str, _streets(out / "streets", config.streets, config.street_frames))]

@@ -7,12 +7,13 @@ pose    cross-entropy of the true pose against wrong ones under the score maps: 
 epro    EPro-PnP's loss itself, on single matches; trains nothing but their confidence
 global  contrastive, images against what is visible from their poses
 geometry  log depth, height and normal that the image alone should tell at visible points
+reprojection, gauss_newton, contrastive  of the refinement by alignment (`alignment_losses.py`), where the network has it
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 import torch.nn.functional as functional
@@ -24,7 +25,8 @@ from ep2ploc_core.datasets.sampling import START_RANGE, Batch
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.epro_pnp import PoseMatches, monte_carlo_pose_loss
-from ep2ploc_core.pose.score_search import pose_log_likelihood
+from ep2ploc_core.pose.pose_posterior import pose_log_likelihood
+from ep2ploc_core.training.alignment_losses import AlignmentWeights, alignment_losses
 
 EPRO_MATCHES = 128  # of each view, spread over all
 EPRO_SETTLED = 0.25  # share of a view's matches that must lie within a patch of their true places
@@ -43,6 +45,7 @@ class LossWeights:
     epro: float = 0.0
     hypotheses: int = 64
     pixel_points: int = 128
+    alignment: AlignmentWeights = field(default_factory=AlignmentWeights)
 
 
 @dataclass
@@ -100,6 +103,12 @@ def compute_losses(
     if weights.epro > 0:
         parts["epro"] = _epro_loss(network, batch, view, scores, intrinsics, pixels, generator)
         total = total + weights.epro * parts["epro"]
+    if network.alignment_head is not None:
+        aligned = alignment_losses(network, features, batch, view, weights.alignment, generator)
+        parts |= aligned
+        for name in ("reprojection", "gauss_newton", "contrastive"):
+            if name in aligned:
+                total = total + getattr(weights.alignment, name) * aligned[name]
     log = {name: value.detach() for name, value in parts.items()}
     log["pose_right"] = (likelihood.argmax(1) == 0).float().mean()
     log["near_patch"] = _share_near(scores, pixels, target, seen, network.config.patch)

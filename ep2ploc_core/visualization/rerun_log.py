@@ -7,7 +7,7 @@
 | `world/camera`          | the estimated camera with its image, gone while there is no pose                       |
 | `world/estimates`       | every pose given so far, with a line to its truth in `world/errors`                    |
 | `world/uncertainty`     | the ellipsoid that holds the place with 90 % by the pose's covariance                  |
-| `world/refused`         | true places of the images refused so far                                               |
+| `world/refused`         | true places of the images refused so far; of those that were dropped: `world/dropped`  |
 | `image`, `overlay`      | the image; the map drawn over it                                                       |
 | `log`                   | a line per pose or refusal                                                             |
 """
@@ -178,7 +178,7 @@ class RerunLog:
                 end=rerun.TimeRangeBoundary.cursor_relative(seconds=0),
             )
         )
-        gathered: Any = {f"world/{name}": so_far for name in ("estimates", "errors", "refused")}
+        gathered: Any = {f"world/{name}": so_far for name in ("estimates", "errors", "refused", "dropped")}
         return blueprint.Blueprint(
             blueprint.Horizontal(
                 blueprint.Spatial3DView(origin="world", name="map", overrides=gathered),

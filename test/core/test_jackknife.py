@@ -18,7 +18,8 @@ from ep2ploc_core.pose.jackknife import (
     parts_to_leave_out,
     poses_without_parts,
 )
-from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchResult, _without_prior, search_pose
+from ep2ploc_core.pose.pose_posterior import Box, PosePosterior
+from ep2ploc_core.pose.score_search import SearchResult, _without_prior, search_pose
 
 INTRINSICS = torch.tensor([[300.0, 300, 256, 80]])
 SIGMA = torch.tensor([1.2, 0.3, 1.2, 0.03, 0.1, 0.03])
@@ -85,7 +86,12 @@ def jackknife(found: SearchResult) -> Jackknife:
 
 
 def searched(
-    seed: int, shift: float, flat: bool = False, turn: np.ndarray = UNMOVED, corner: bool = False
+    seed: int,
+    shift: float,
+    flat: bool = False,
+    turn: np.ndarray = UNMOVED,
+    corner: bool = False,
+    temperature: float = 0.15,
 ) -> tuple[SearchResult, np.ndarray]:
     """A search on score maps that peak where the truth puts the points, but for an error that all points of an eighth
     of the image share: `shift` pixels in the root mean square. And its error, as covariances are of it. `flat`: score
@@ -114,7 +120,7 @@ def searched(
     box = Box(guess, 3 * SIGMA)
     valid = torch.ones(1, COUNT, dtype=torch.bool)
     xyz = torch.from_numpy(points).float()[None]
-    found = search_pose(PosePosterior(scores, xyz, valid, guess, SIGMA, INTRINSICS, 8, 0.15, box), by_parts=True)
+    found = search_pose(PosePosterior(scores, xyz, valid, guess, SIGMA, INTRINSICS, 8, temperature, box), by_parts=True)
     return found, tangent_error(found.map_from_camera.double().numpy(), turn)
 
 
@@ -150,6 +156,12 @@ def test_covariances_turn_with_the_world() -> None:
 
 def test_points_in_one_corner_leave_no_parts_to_compare() -> None:
     assert jackknife(searched(0, shift=2.0, corner=True)[0]).parts < LocalizerSettings().least_parts
+
+
+def test_a_posterior_that_is_sure_beyond_reason_is_no_error() -> None:
+    """All of the weight falls on one sample: its covariance has no inverse."""
+    found = searched(1, shift=2.0, temperature=1e6)[0]
+    assert np.isfinite(found.covariance.numpy()).all() and np.isfinite(jackknife(found).covariance.numpy()).all()
 
 
 def test_a_prior_is_taken_out_of_a_posterior() -> None:

@@ -6,7 +6,8 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.model.patch_classifier import PatchScores, patch_prior
 from ep2ploc_core.pose.pnp import _residuals, refine, solve_ransac
-from ep2ploc_core.pose.score_search import Box, PosePosterior, SearchSettings, pose_log_likelihood, search_pose
+from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
+from ep2ploc_core.pose.score_search import SearchSettings, search_pose
 
 MATRIX = np.array([[300.0, 0, 256], [0, 300, 80], [0, 0, 1]])
 

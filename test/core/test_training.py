@@ -16,7 +16,8 @@ from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import fingerprint, load_network, save_network, write_safetensors
 from ep2ploc_core.model.ep2ploc import EP2PLoc, NetworkConfig, PointView
-from ep2ploc_core.pose.score_search import Box, PosePosterior, search_pose
+from ep2ploc_core.pose.pose_posterior import Box, PosePosterior
+from ep2ploc_core.pose.score_search import search_pose
 from ep2ploc_core.training.config import load_config
 from ep2ploc_core.training.general import train_network
 from ep2ploc_core.training.losses import LossWeights, compute_losses

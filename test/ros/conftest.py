@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import random
 import signal
@@ -139,6 +141,12 @@ class Started:
                 stderr=subprocess.STDOUT,
             )
 
+    @property
+    def megabytes(self) -> float:
+        """The memory that it holds."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
+
     def interrupt(self) -> int:
         """Ctrl-C; returns the exit code."""
         self.process.send_signal(signal.SIGINT)
@@ -252,6 +260,28 @@ class CameraDriver:
 
 
 @pytest.fixture
-def camera(listener: Listener) -> CameraDriver:
-    """A CameraDriver."""
-    return CameraDriver(listener)
+def camera(request: pytest.FixtureRequest, listener: Listener) -> CameraDriver:
+    """A CameraDriver; of the site's camera, with the image of its query, where the test is about the site."""
+    driver = CameraDriver(listener)
+    if "site" in request.fixturenames:
+        site = request.getfixturevalue("site")
+        driver.camera, driver.pixels = site.camera, site.image
+    return driver
+
+
+@pytest.fixture
+def abandoned() -> Callable[[], set[Path]]:
+    """Which shared memory has lost its process, by its lock file: Fast DDS holds a lock on what is in use."""
+
+    def _abandoned() -> set[Path]:
+        found = set()
+        for lock in Path("/dev/shm").glob("fastrtps_*_el"):
+            with contextlib.suppress(FileNotFoundError), lock.open() as held:
+                try:
+                    fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except OSError:
+                    continue
+                found.add(lock)
+        return found
+
+    return _abandoned

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import os
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -34,13 +33,6 @@ def ends(node, times: int = 1) -> None:
     print(f"{node.log.stem} ended after {time.monotonic() - begun:.2f} s")
     assert code == 0
     assert "Traceback" not in node.log.read_text()
-
-
-@pytest.fixture
-def camera(camera, site):
-    """A camera driver with the site's camera and the image of its query."""
-    camera.camera, camera.pixels = site.camera, site.image
-    return camera
 
 
 def test_map_server_while_it_serves_and_localizer_while_it_searches(listener, start, site, camera) -> None:
@@ -104,60 +96,48 @@ def test_what_a_node_said_is_in_its_log_file(listener, start, tmp_path: Path, mo
     assert "Waiting for the map_server" in "".join(log.read_text() for log in (tmp_path / "logs").iterdir())
 
 
-def left_over() -> set[str]:
-    """Shared memory whose process has gone: Fast DDS holds a lock on what is in use."""
-    found = set()
-    for lock in Path("/dev/shm").glob("fastrtps_*_el"):
-        with contextlib.suppress(FileNotFoundError), lock.open() as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
-            found.add(lock.name)
-    return found
-
-
-def test_a_node_that_cannot_start_leaves_no_shared_memory(start, tmp_path: Path) -> None:
-    before = left_over()
+def test_a_node_that_cannot_start_leaves_no_shared_memory(start, abandoned, tmp_path: Path) -> None:
+    before = abandoned()
     player = start("bag_player_node", bag=tmp_path)
     assert player.process.wait(timeout=PATIENCE) == 2
-    assert not left_over() - before
+    assert not abandoned() - before
 
 
-def test_a_stop_that_fails_is_told_and_the_node_ends_all_the_same(tmp_path: Path) -> None:
-    program = tmp_path / "node.py"
-    program.write_text(
-        "from ep2ploc_ros.running import RunnableNode, run\n"
-        "class Failing(RunnableNode):\n"
-        "    finished = True\n"
-        "    def stop(self):\n"
-        "        raise RuntimeError('no end')\n"
-        "run(lambda: Failing('failing'))\n"
+def program(path: Path, lines: str) -> dict[str, Any]:
+    """Arguments for subprocess, to run a node of the test's own; `lines` define its class, Mine."""
+    path.write_text(
+        f"import time\nfrom ep2ploc_ros.running import RunnableNode, run\nclass Mine(RunnableNode):\n{lines}run(Mine)\n"
     )
-    before = left_over()
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    ended = subprocess.run([sys.executable, program], env=environment, capture_output=True, text=True, timeout=60)
+    return {"args": [sys.executable, path], "env": environment, "text": True}
+
+
+def test_a_stop_that_fails_is_told_and_the_node_ends_all_the_same(abandoned, tmp_path: Path) -> None:
+    node = program(
+        tmp_path / "node.py",
+        "    finished = True\n"
+        "    def __init__(self):\n"
+        "        super().__init__('failing')\n"
+        "    def stop(self):\n"
+        "        raise RuntimeError('no end')\n",
+    )
+    before = abandoned()
+    ended = subprocess.run(**node, capture_output=True, timeout=60)
     assert ended.returncode == 1 and "RuntimeError: no end" in ended.stderr
-    assert not left_over() - before
+    assert not abandoned() - before
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_node_that_is_still_starting_ends_too(tmp_path: Path, number: int) -> None:
-    program = tmp_path / "node.py"
-    program.write_text(
-        "import time\n"
-        "from ep2ploc_ros.running import RunnableNode, run\n"
-        "class Slow(RunnableNode):\n"
+def test_a_node_that_is_still_starting_ends_too(abandoned, tmp_path: Path, number: int) -> None:
+    node = program(
+        tmp_path / "node.py",
         "    def __init__(self):\n"
         "        super().__init__('slow')\n"
         "        print('starting', flush=True)\n"
-        "        time.sleep(600)\n"
-        "run(Slow)\n"
+        "        time.sleep(600)\n",  # it would go on for ever, were it not interrupted
     )
-    before = left_over()
-    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    pipe = subprocess.PIPE
-    with subprocess.Popen([sys.executable, program], env=environment, stdout=pipe, stderr=pipe, text=True) as process:
+    before = abandoned()
+    with subprocess.Popen(**node, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
         assert process.stdout is not None and process.stderr is not None
         process.stdout.readline()
         for _ in range(2):
@@ -165,4 +145,4 @@ def test_a_node_that_is_still_starting_ends_too(tmp_path: Path, number: int) -> 
             time.sleep(0.02)
         assert process.wait(timeout=PATIENCE) == 0
         assert not process.stderr.read()
-    assert not left_over() - before
+    assert not abandoned() - before

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
-import pytest
 import rclpy
 from geometry_msgs.msg import PoseStamped
 
@@ -24,19 +22,6 @@ class Answer:
     heard: float
     age: float
     memory: float
-
-
-@pytest.fixture
-def camera(camera, site):
-    """A camera driver with the site's camera and the image of its query."""
-    camera.camera, camera.pixels = site.camera, site.image
-    return camera
-
-
-def memory(process) -> float:
-    """Megabytes that a process holds."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
 
 
 def test_neither_delay_nor_memory_grow_at_30_images_a_second(listener, start, site, camera) -> None:
@@ -63,7 +48,7 @@ def test_neither_delay_nor_memory_grow_at_30_images_a_second(listener, start, si
             stamp = nanoseconds(pose.header.stamp)
             if stamp in sent:
                 now = time.monotonic()
-                answers.append(Answer(now - begun, now - sent[stamp], memory(localizer.process)))
+                answers.append(Answer(now - begun, now - sent[stamp], localizer.megabytes))
     halves = [[one for one in answers if (one.heard > SECONDS / 2) == late] for late in (False, True)]
     ages = [float(np.median([one.age for one in half])) for half in halves]
     held = [max(one.memory for one in half) for half in halves]

@@ -66,13 +66,6 @@ def answers(site, core) -> list[Answer]:
     raise AssertionError("unreachable")
 
 
-@pytest.fixture
-def camera(camera, site):
-    """A camera driver with the site's camera and the image of its query."""
-    camera.camera, camera.pixels = site.camera, site.image
-    return camera
-
-
 def is_pose_of(message: PoseStamped, answer: Answer) -> bool:
     return np.allclose(pose_from_message(message.pose), answer.found.map_from_camera, atol=1e-3)
 

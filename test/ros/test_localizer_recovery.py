@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,26 +20,12 @@ from ep2ploc_ros.messages import nanoseconds, pose_from_message, pose_to_message
 from ep2ploc_ros.ros_imports import StaticTransformBroadcaster, TransformBroadcaster
 from ep2ploc_ros.transforms import FORWARD_BASE_FROM_CAMERA
 
-SHARED_MEMORY = Path("/dev/shm")
-
 
 @pytest.fixture
-def camera(camera, site):
-    """A camera driver with the site's camera and the image of its query."""
-    camera.camera, camera.pixels = site.camera, site.image
-    return camera
-
-
-@pytest.fixture
-def swept_up() -> Iterator[None]:
-    """Removes the shared memory that a killed process leaves behind: Fast DDS holds a lock on what is in use."""
+def swept_up(abandoned) -> Iterator[None]:
+    """Removes the shared memory that a killed process leaves behind."""
     yield
-    for lock in SHARED_MEMORY.glob("fastrtps_*_el"):
-        with lock.open() as held:
-            try:
-                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
-                continue
+    for lock in abandoned():
         lock.unlink(missing_ok=True)
         lock.with_name(lock.name.removesuffix("_el")).unlink(missing_ok=True)
 

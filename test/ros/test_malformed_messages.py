@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import array
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 import rclpy
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.qos import DurabilityPolicy, QoSProfile
@@ -146,19 +144,6 @@ class Vandal:
         return message
 
 
-def memory(process: Any) -> float:
-    """Megabytes that a process holds."""
-    lines = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS"))
-
-
-@pytest.fixture
-def camera(camera, site):
-    """A camera driver with the site's camera and the image of its query."""
-    camera.camera, camera.pixels = site.camera, site.image
-    return camera
-
-
 def test_a_thousand_malformed_messages_are_outlived(listener, start, site, camera) -> None:
     server = start("map_server_node", map_path=site.map_path)
     localizer = start("localizer_node")
@@ -177,7 +162,7 @@ def test_a_thousand_malformed_messages_are_outlived(listener, start, site, camer
     }  # fmt: skip
     vandal = Vandal(listener.node, good)
     listener.wait(lambda: all(one.get_subscription_count() for one in vandal.publishers.values()))
-    before = {one: memory(one.process) for one in (server, localizer)}
+    before = {one: one.megabytes for one in (server, localizer)}
     for number in range(COUNT):
         if number % 50 == 0:  # else all of them would meet a node that waits for a map
             vandal.make_good()
@@ -194,8 +179,8 @@ def test_a_thousand_malformed_messages_are_outlived(listener, start, site, camer
     assert max(metres for metres, _ in errors) < 0.5
     assert max(radians for _, radians in errors) < np.radians(2)
     for one, megabytes in before.items():
-        print(f"{one.log.name}: {megabytes:.0f} MB before, {memory(one.process):.0f} MB after")
-        assert memory(one.process) < megabytes + MOST_GROWTH
+        print(f"{one.log.name}: {megabytes:.0f} MB before, {one.megabytes:.0f} MB after")
+        assert one.megabytes < megabytes + MOST_GROWTH
     said = localizer.log.read_text()
     sentences = ("encoding", "bytes", "not a number", "calibration", "initial pose", "cloud", "map_info message")
     assert sum(words in said for words in sentences) >= 3  # of what comes at once the newest is looked at

@@ -1,0 +1,292 @@
+"""Refinement of a pose: where the image's features are most like what the map's points expect to see.
+
+Levenberg-Marquardt on SE(3) over the visible map points, coarse features to fine, with learned damping, as in PixLoc
+(Sarlin et al., CVPR 2021). The reference features are the points' own, so no reference image is needed.
+
+A pose is moved in its camera's axes: map_from_camera @ exp(offset), `(6,)` metres and radians.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from ep2ploc_core import se3
+from ep2ploc_core.camera import project_pinhole
+from ep2ploc_core.pose.jackknife import part_of_points
+
+NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
+EPSILON = 1e-6  # added to the diagonal, so that nothing moves where the image tells nothing
+
+
+@dataclass(frozen=True)
+class AlignmentSettings:
+    """At most `iterations` steps on each level; a level ends when a step is shorter than `least_metres` and
+    `least_radians`. A step that does not lead downhill is taken back and the damping raised tenfold."""
+
+    iterations: int = 8
+    least_metres: float = 0.003
+    least_radians: float = 0.0003
+
+
+@dataclass
+class FeatureLevel:
+    """One resolution of I images, and what N map points expect to see at it in B views of them.
+
+    features `(I, H, W, D)` and expected `(B, N, D)`, unit vectors; confidence `(I, H, W)` and weight `(B, N)`, 0..1, the
+    latter zero for points that do not count; image `(B,)`: which one each view is of; stride: pixels per cell; damping
+    `(6,)`, as shares of the Hessian's diagonal; scale: the difference of features from which on it counts less and less
+    (Cauchy's robust cost), no dimension; precision: of single differences, one over their variance, as learned by
+    GN-Net's loss.
+    """
+
+    features: Tensor
+    confidence: Tensor
+    image: Tensor
+    expected: Tensor
+    weight: Tensor
+    stride: int
+    damping: Tensor
+    scale: Tensor
+    precision: Tensor
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Rows and columns."""
+        return self.confidence.shape[1], self.confidence.shape[2]
+
+
+@dataclass
+class Alignment:
+    """Poses `map_from_camera` `(B, 4, 4)` and how they were come by.
+
+    cost_before, cost_after `(B,)`: mean robust cost of a point on the finest level, at the start and at the end, the
+    points weighed alike. inside_before, inside_after `(B,)`: share of the points' weight that lies in the image.
+    after_level: the poses after each level. track: all poses, step by step, the start first. covariance `(B, 6, 6)` of
+    `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
+    """
+
+    map_from_camera: Tensor
+    cost_before: Tensor
+    cost_after: Tensor
+    inside_before: Tensor
+    inside_after: Tensor
+    after_level: list[Tensor] = field(default_factory=list)
+    track: list[Tensor] = field(default_factory=list)
+    covariance: Tensor | None = None
+
+    @property
+    def iterations(self) -> int:
+        """How many steps were tried."""
+        return len(self.track) - 1
+
+
+def align_features(
+    levels: list[FeatureLevel],
+    xyz: Tensor,
+    map_from_camera: Tensor,
+    intrinsics: Tensor,
+    settings: AlignmentSettings = AlignmentSettings(),
+    box: Tensor | None = None,
+) -> Alignment:
+    """Aligns B views, each of N points `xyz` `(B, N, 3)`, from the poses `(B, 4, 4)`; intrinsics `(B, 4)` in pixels.
+
+    levels: coarse to fine. Differentiable in everything about the levels. box `(6,)` (metres, radians): standard
+    deviations of a prior, which a covariance is then limited to; without it none is computed.
+    """
+    finest = _Problem.at(levels[-1], xyz, map_from_camera, intrinsics)
+    before = finest.slope(map_from_camera)
+    pose, track, after_level = map_from_camera, [map_from_camera], []
+    for level in levels:
+        pose = pose.detach()  # in training each level learns from what it does itself
+        pose = _descend(_Problem.at(level, xyz, pose, intrinsics), pose, settings, track)
+        after_level.append(pose)
+    after = finest.slope(pose)
+    return Alignment(
+        map_from_camera=pose,
+        cost_before=before.cost / finest.total,
+        cost_after=after.cost / finest.total,
+        inside_before=before.inside / finest.total,
+        inside_after=after.inside / finest.total,
+        after_level=after_level,
+        track=track,
+        covariance=None if box is None else _covariance(after, pose, box),
+    )
+
+
+def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track: list[Tensor]) -> Tensor:
+    """The poses `(B, 4, 4)` that steps of one level lead to, each on its own."""
+    slope = problem.slope(pose)
+    more = torch.ones_like(slope.cost)
+    for _ in range(settings.iterations):
+        diagonal = slope.hessian.diagonal(dim1=1, dim2=2)
+        damped = slope.hessian + torch.diag_embed(more[:, None] * problem.level.damping * diagonal + EPSILON)
+        step = -torch.linalg.solve(damped, slope.gradient)
+        there = pose @ se3.exp(step)
+        tried = problem.slope(there)
+        down = tried.cost < slope.cost
+        pose = torch.where(down[:, None, None], there, pose)
+        slope = slope.or_where(down, tried)
+        more = torch.where(down, (more / 10).clamp(min=1), more * 10)
+        track.append(pose)
+        if (step[:, :3].norm(dim=1) < settings.least_metres).all() and (
+            step[:, 3:].norm(dim=1) < settings.least_radians
+        ).all():
+            break
+    return pose
+
+
+@dataclass
+class Slope:
+    """At B poses: cost `(B,)`, half its gradient `(B, 6)` and Gauss-Newton's half Hessian `(B, 6, 6)` by offsets, the
+    weight `(B,)` of the points inside the image, and of each point its share of the gradient, `(B, N, 6)`, and place
+    `(B, N, 2)`, -1 at the left and upper edges of the image and 1 at the others."""
+
+    cost: Tensor
+    gradient: Tensor
+    hessian: Tensor
+    inside: Tensor
+    by_point: Tensor
+    place: Tensor
+
+    def or_where(self, condition: Tensor, other: Slope) -> Slope:
+        """The other's values where the condition `(B,)` holds."""
+
+        def choose(mine: Tensor, others: Tensor) -> Tensor:
+            return torch.where(condition.view(-1, *[1] * (mine.ndim - 1)), others, mine)
+
+        return Slope(**{name: choose(value, getattr(other, name)) for name, value in vars(self).items()})
+
+
+@dataclass
+class _Problem:
+    """The cost of one level as a function of the pose: sum of weight x c^2 log(1 + |difference|^2 / c^2) over the
+    points. What a point weighs is settled where the level begins, else poses would gain by moving points to where the
+    image is unsure; and a point that leaves the image costs what points cost on the average there."""
+
+    level: FeatureLevel
+    xyz: Tensor
+    intrinsics: Tensor
+    weight: Tensor
+    neutral: Tensor
+
+    @classmethod
+    def at(cls, level: FeatureLevel, xyz: Tensor, map_from_camera: Tensor, intrinsics: Tensor) -> _Problem:
+        problem = cls(level, xyz, intrinsics, level.weight, torch.zeros_like(level.weight[:, 0]))
+        place, inside, _ = problem._look(map_from_camera)
+        confidence, _ = sample_with_slope(level.confidence[..., None], level.image, place)
+        problem.weight = level.weight * torch.where(inside, confidence[..., 0].clamp(0, 1), 0)
+        slope = problem.slope(map_from_camera)
+        problem.neutral = (slope.cost / slope.inside.clamp(min=1e-6)).detach()
+        return problem
+
+    @property
+    def total(self) -> Tensor:
+        return self.weight.sum(1).clamp(min=1e-6)
+
+    def slope(self, map_from_camera: Tensor) -> Slope:
+        place, inside, place_by_offset = self._look(map_from_camera)
+        value, by_place = sample_with_slope(self.level.features, self.level.image, place)
+        difference = value - self.level.expected
+        squared, limit = (difference**2).sum(-1), self.level.scale**2
+        cost = torch.where(inside, limit * torch.log1p(squared / limit), self.neutral[:, None])
+        weight = self.weight * inside
+        steep = weight / (1 + squared / limit)
+        # Per point: gradient and Hessian by its place in the image, then by the offset of the camera.
+        by_cell = by_place @ difference[..., None]  # (B, N, 2, 1)
+        gradient = (place_by_offset.transpose(2, 3) @ by_cell)[..., 0] * steep[..., None]
+        square = (by_place @ by_place.transpose(2, 3)) * steep[..., None, None]
+        hessian = (place_by_offset.transpose(2, 3) @ (square @ place_by_offset)).sum(1)
+        size = torch.tensor(self.level.size[::-1], device=place.device)
+        return Slope(
+            cost=(self.weight * cost).sum(1),
+            gradient=gradient.sum(1),
+            hessian=hessian,
+            inside=weight.sum(1),
+            by_point=gradient,
+            place=(place + 0.5) / size * 2 - 1,
+        )
+
+    def _look(self, map_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Where the points lie in the image, in cells `(B, N, 2)`; which are inside; and the places' derivatives by the
+        camera's offset `(B, N, 2, 6)`: a point in its frame moves by -(d + w x point) for a move d and a turn w."""
+        points = se3.apply(se3.inverse(map_from_camera), self.xyz)
+        stride, (height, width) = self.level.stride, self.level.size
+        pixels, depth = project_pinhole(self.intrinsics, points)
+        place = (pixels + 0.5) / stride - 0.5
+        inside = (depth > NEAREST) & (place > -0.5).all(-1)
+        inside = inside & (place[..., 0] < width - 0.5) & (place[..., 1] < height - 0.5)
+        z = depth.clamp(min=NEAREST)
+        x, y = points[..., 0] / z, points[..., 1] / z
+        scale_x, scale_y = self.intrinsics[:, :1] / stride / z, self.intrinsics[:, 1:2] / stride / z
+        zero = torch.zeros_like(z)
+        by_x = torch.stack([-scale_x, zero, x * scale_x, x * y * z * scale_x, -(1 + x * x) * z * scale_x,
+                            y * z * scale_x], -1)  # fmt: skip
+        by_y = torch.stack([zero, -scale_y, y * scale_y, (1 + y * y) * z * scale_y, -x * y * z * scale_y,
+                            -x * z * scale_y], -1)  # fmt: skip
+        return place, inside, torch.stack([by_x, by_y], 2)
+
+
+# Rows: of the four cells around a place, the coefficients of 1, t, t^2, t^3 (Catmull and Rom's cubic).
+_CUBIC = [[0.0, -0.5, 1.0, -0.5], [1.0, 0.0, -2.5, 1.5], [0.0, 0.5, 2.0, -1.5], [0.0, 0.0, -0.5, 0.5]]
+
+
+def sample_with_slope(images: Tensor, image: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
+    """Values `(B, N, D)` at places `(B, N, 2)` (x, y in cells), and exact derivatives `(B, N, 2, D)` by them.
+
+    images `(I, H, W, D)`, image `(B,)`: in which of them the places are. Interpolated by Catmull and Rom's cubic, whose
+    slopes are continuous; beyond the outermost cells these go on.
+    """
+    _, height, width, _ = images.shape
+    base = place.detach().floor()
+    t = place - base
+    one = torch.ones_like(t)
+    cubic = torch.tensor(_CUBIC, device=place.device, dtype=place.dtype).T
+    share = torch.stack([one, t, t**2, t**3], -1) @ cubic  # (B, N, 2, 4)
+    change = torch.stack([torch.zeros_like(t), one, 2 * t, 3 * t**2], -1) @ cubic
+    across, down = share.unbind(2)
+    kernel = torch.stack([
+        (down[..., None] * across[..., None, :]).flatten(2),
+        (down[..., None] * change[:, :, 0, None, :]).flatten(2),
+        (change[:, :, 1, :, None] * across[..., None, :]).flatten(2),
+    ], 2)  # fmt: skip
+    around = torch.arange(-1, 3, device=place.device)
+    column = (base[..., 0, None].long() + around).clamp(0, width - 1)
+    row = (base[..., 1, None].long() + around).clamp(0, height - 1)
+    index = image[:, None, None, None] * (height * width) + row[..., :, None] * width + column[..., None, :]
+    cells = images.flatten(0, 2).index_select(0, index.flatten()).view(*place.shape[:2], 16, -1)
+    sampled = kernel @ cells
+    return sampled[:, :, 0], sampled[:, :, 1:]
+
+
+def _covariance(slope: Slope, map_from_camera: Tensor, box: Tensor) -> Tensor:
+    """How far off the poses may be, `(B, 6, 6)` in map axes.
+
+    Huber's sandwich H^-1 S H^-1, whose S is the scatter of the gradients of single points plus that of the gradients of
+    whole parts of the image, since neighbouring points err together (Liang and Zeger 1986). A prior of standard
+    deviations `box` `(6,)` holds what the image does not tell.
+    """
+    with torch.autocast(box.device.type, enabled=False):
+        wide = box.double()
+        by_point = slope.by_point.double() * wide
+        hessian = slope.hessian.double() * wide * wide[:, None]
+        covariances = []
+        for number in range(len(hessian)):
+            parts = part_of_points(slope.place[number].double())
+            used = (parts @ by_point[number].abs().sum(1)) > 0
+            by_part = (parts @ by_point[number])[used]
+            groups = max(2, int(used.sum()))
+            by_part = by_part - by_part.mean(0) if len(by_part) else by_part
+            single = by_point[number].T @ by_point[number]
+            scatter = single + by_part.T @ by_part * (groups / (groups - 1))
+            # The variance of residuals, which the prior is measured in.
+            noise = single.trace() / hessian[number].trace().clamp(min=1e-12)
+            identity = torch.eye(6, dtype=wide.dtype, device=wide.device) * noise.clamp(min=1e-12)
+            inverse = torch.linalg.inv(hessian[number] + identity)
+            covariances.append(inverse @ (scatter + identity * noise) @ inverse * wide * wide[:, None])
+        turn = map_from_camera[:, :3, :3].double()
+        to_map = torch.zeros_like(hessian)
+        to_map[:, :3, :3], to_map[:, 3:, 3:] = turn, turn
+        return to_map @ torch.stack(covariances) @ to_map.transpose(1, 2)
