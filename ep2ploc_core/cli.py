@@ -27,6 +27,7 @@ app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
 
+Refine = Annotated[str, typer.Option(help="none; align: the pose is refined by feature alignment.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
 
 
@@ -156,6 +157,7 @@ def localize(
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write the map drawn over the image here.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
+    refine: Refine = "none",
     device: Device = "auto",
 ) -> None:
     """Localize one image in a map."""
@@ -165,7 +167,7 @@ def localize(
 
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    localizer, point_map = _localizer(map_path, checkpoint, device, search=not prior)
+    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=not prior)
     guess = _parse_prior(prior) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
@@ -219,6 +221,7 @@ def evaluate(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
+    refine: Refine = "none",
     device: Device = "auto",
 ) -> None:
     """Localize queries with known poses and compare."""
@@ -240,7 +243,7 @@ def evaluate(
     limits = _parse_noise(noise) if noise else None
     asked = Queries(queries)
     others = Queries(foreign) if foreign else None
-    localizer, point_map = _localizer(map_path, checkpoint, device, search=protocol == "global")
+    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=protocol == "global")
     metres, degrees = limits or (2.0 * unit_of(point_map.voxel_size), 10.0)
     with progress_bar("localizing") as progress:
         if protocol == "tracking":
@@ -253,6 +256,7 @@ def evaluate(
         "metres_per_unit": unit_of(point_map.voxel_size),
         "queries": str(queries),
         "network": localizer.network.fingerprint,
+        "refine": refine,
         **report,
     }
     truth = asked.map_from_camera
@@ -380,11 +384,11 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
-def _localizer(map_path: Path, checkpoint: str, device: str, search: bool) -> tuple[Any, Any]:
+def _localizer(map_path: Path, checkpoint: str, device: str, refine: str, search: bool) -> tuple[Any, Any]:
     """The localizer and its map; `search`: without a first guess."""
     import torch
 
-    from ep2ploc_core.localizer import Localizer
+    from ep2ploc_core.localizer import Localizer, LocalizerSettings
     from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
     from ep2ploc_core.model.checkpoint import load_network
@@ -398,7 +402,8 @@ def _localizer(map_path: Path, checkpoint: str, device: str, search: bool) -> tu
     # A second thread hardly makes an image faster; on busy cores the two wait for each other, many times as long.
     torch.set_num_threads(1)
     network = load_network(checkpoint, where)
-    return Localizer(network, point_map, where, places=open_places(point_map) if search else None), point_map
+    places = open_places(point_map) if search else None
+    return Localizer(network, point_map, where, LocalizerSettings(refine=refine), places), point_map
 
 
 def _parse_prior(text: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import cv2
 import numpy as np
@@ -18,9 +18,10 @@ from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
-from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
+from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.belief import Evidence, belief
+from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
@@ -58,6 +59,10 @@ class LocalizerSettings:
     must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`: among
     so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
     few to tell a spread from. How these were settled: docs/architecture.md.
+
+    `refine`: "none", or "align": the pose is refined by feature alignment, which is given up where it makes the cost of
+    the features higher, moves the pose by more than the last pass's start may be wrong, loses more than a tenth of the
+    points out of the image, or has less than `least_inliers_kept` of the single matches agree that agreed before.
     """
 
     radius: float = 60.0
@@ -77,7 +82,31 @@ class LocalizerSettings:
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25
+    refine: str = "none"
+    least_inliers_kept: float = 0.95
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
+
+
+REFINEMENTS = ("none", "align")
+
+
+@dataclass
+class Refinement:
+    """What refining a pose by feature alignment did. given_up: why its result was not taken, empty where it was.
+    cost_before, cost_after: mean robust difference of the finest features. poses `(K + 1, 4, 4)`: map_from_camera, step
+    by step, the start first; covariance `(6, 6)` of the last."""
+
+    given_up: str
+    cost_before: float
+    cost_after: float
+    poses: np.ndarray
+    covariance: np.ndarray
+
+    @property
+    def iterations(self) -> int:
+        """How many steps were tried."""
+        return len(self.poses) - 1
 
 
 @dataclass
@@ -98,6 +127,7 @@ class Localization:
     num_inliers: int = 0
     belief: float = 0.0
     evidence: Evidence | None = None
+    refinement: Refinement | None = None
     seconds: float = 0.0
     points_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
@@ -147,6 +177,10 @@ class Localizer:
         settings: LocalizerSettings = LocalizerSettings(),
         places: PlaceIndex | None = None,
     ) -> None:
+        if settings.refine not in REFINEMENTS:
+            raise InputError(f"The refinement '{settings.refine}' is not known; there are: {', '.join(REFINEMENTS)}.")
+        if settings.refine == "align" and network.alignment_head is None:
+            raise CheckpointError(NOT_LEARNED)
         self.network = network.eval().to(device)
         self.point_map = point_map
         self.device = torch.device(device)
@@ -170,6 +204,9 @@ class Localizer:
             found.candidate = scaled_pose(found.candidate, unit)
         if found.covariance is not None:
             found.covariance = scaled_covariance(found.covariance, unit)
+        if found.refinement is not None:
+            found.refinement.poses = scaled_pose(found.refinement.poses, unit)
+            found.refinement.covariance = scaled_covariance(found.refinement.covariance, unit)
         found.points_map = found.points_map * unit
         return found
 
@@ -353,11 +390,10 @@ class Localizer:
         )
 
     def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
-        """The pose of the last pass with the evidence for it."""
+        """The pose of the last pass, refined, with the evidence for it."""
         settings, first, last = self.settings, passes[0], passes[-1]
         matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
-        agreement = reprojection_errors(pose, matches.points, matches.pixels, query.camera.matrix)
-        inliers = agreement < settings.match_threshold
+        inliers = self._agreeing(query, matches, pose)
         assert last.jackknife is not None
         covariance = (last.covariance + last.jackknife.covariance).double().numpy()
         sigma = math.sqrt(covariance[:3, :3].trace())
@@ -369,6 +405,12 @@ class Localizer:
             spread=float(first.covariance[:3, :3].trace().sqrt()),
             sigma=sigma,
         )
+        refinement = self._refine(query, last, matches) if settings.refine == "align" else None
+        if refinement is not None and not refinement.given_up:
+            pose, covariance = refinement.poses[-1], refinement.covariance
+            inliers = self._agreeing(query, matches, pose)
+        if refinement is not None:
+            refinement.poses = _moved(refinement.poses, origin)
         pose = _moved(pose, origin)
         return Localization(
             status="ok",
@@ -379,9 +421,39 @@ class Localizer:
             num_inliers=int(inliers.sum()),
             belief=belief(evidence),
             evidence=evidence,
+            refinement=refinement,
             points_map=matches.points[inliers] + origin,
             pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
+
+    def _agreeing(self, query: Query, matches: Matches, map_from_camera: np.ndarray) -> np.ndarray:
+        """Which matches `(M,)` agree with a pose `(4, 4)`."""
+        errors = reprojection_errors(map_from_camera, matches.points, matches.pixels, query.camera.matrix)
+        agreeing: np.ndarray = errors < self.settings.match_threshold
+        return agreeing
+
+    def _refine(self, query: Query, matching: Matching, matches: Matches) -> Refinement:
+        """Aligns the features of the points of the last pass, from its pose."""
+        start = matching.map_from_camera
+        view = replace(matching.view, camera_from_map=se3.inverse(start)[None])
+        levels = self.network.align_to(query.features, torch.zeros(1, dtype=torch.long, device=self.device), view)
+        box = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
+        found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, box)
+        poses = torch.cat(found.track).double().cpu().numpy()
+        cost_before, cost_after = float(found.cost_before), float(found.cost_after)
+        moved = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
+        before, after = (self._agreeing(query, matches, pose).sum() for pose in poses[[0, -1]])
+        assert found.covariance is not None
+        given_up = ""
+        if not cost_after <= cost_before:  # nor where they are no numbers
+            given_up = "it made the features less alike"
+        elif moved.max() > self.settings.passes[-1].scale:
+            given_up = "it left the surroundings of the pose that it began with"
+        elif found.inside_after < 0.9 * found.inside_before:
+            given_up = "it moved points out of the image"
+        elif after < self.settings.least_inliers_kept * before:
+            given_up = "fewer matches agree with its pose"
+        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy())
 
     def _score(self, query: Query, matching: Matching) -> float:
         """How much likelier the image makes the places of the points inside it than the prior does: nats per point. A
@@ -434,5 +506,5 @@ def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:
 
 def _moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:
     moved = np.array(transform, dtype=np.float64)
-    moved[:3, 3] += shift
+    moved[..., :3, 3] += shift
     return moved

@@ -22,7 +22,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
 from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
-from ep2ploc_core.localizer import Localization
+from ep2ploc_core.localizer import Localization, Refinement
 
 Progress = Callable[[int, int], None]
 
@@ -127,8 +127,18 @@ def result_row(result: Localization) -> dict[str, Any]:
         "num_inliers": result.num_inliers,
         "belief": round(result.belief, 4),
         "evidence": None if result.evidence is None else {k: round(v, 5) for k, v in asdict(result.evidence).items()},
+        "refinement": None if result.refinement is None else _refinement_row(result.refinement),
         "reason": result.reason,
         "seconds": round(result.seconds, 4),
+    }
+
+
+def _refinement_row(refinement: Refinement) -> dict[str, Any]:
+    return {
+        "given_up": refinement.given_up,
+        "iterations": refinement.iterations,
+        "cost_before": round(refinement.cost_before, 5),
+        "cost_after": round(refinement.cost_after, 5),
     }
 
 

@@ -32,12 +32,15 @@ class AlignmentHead(nn.Module):
         self.width = width
         self.strides = [coarse[1], *(stride for _, stride in finer)]
         widths = [coarse[0], *(max(width, coarse[0] >> number) for number in range(1, len(self.strides)))]
-        self.carry = nn.ModuleList(nn.Conv2d(before, after, 1) for before, after in zip(widths, widths[1:], strict=False))
+        self.carry = nn.ModuleList(
+            nn.Conv2d(before, after, 1) for before, after in zip(widths, widths[1:], strict=False)
+        )
         self.lateral = nn.ModuleList(
             nn.Conv2d(channels, after, 1) for (channels, _), after in zip(finer, widths[1:], strict=True)
         )
         self.smooth = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU()) for after in widths[1:]
+            nn.Sequential(nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU())
+            for after in widths[1:]
         )
         self.out = nn.ModuleList(nn.Conv2d(after, width + 1, 1) for after in widths)
         hidden = 2 * point_width

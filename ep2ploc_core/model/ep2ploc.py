@@ -20,6 +20,8 @@ from ep2ploc_core.model.pixel_head import PixelHead
 from ep2ploc_core.model.point_transformer import PointTransformer
 from ep2ploc_core.pose.feature_alignment import FeatureLevel
 
+NOT_LEARNED = "This network has learned no features for the refinement by alignment; use one that has, or refine: none."
+
 
 @dataclass(frozen=True)
 class NetworkConfig:
@@ -168,9 +170,7 @@ class EP2PLoc(nn.Module):
         """What `pose.feature_alignment` aligns, coarse to fine: each view's points, as they look from its pose, and its
         image of `features`, `image_of_view` `(V,)`. Raises CheckpointError when the network has not learned it."""
         if self.alignment_head is None:
-            raise CheckpointError(
-                "This network has no features for the refinement by alignment; use one that has, or refine: none."
-            )
+            raise CheckpointError(NOT_LEARNED)
         dense = self.alignment_head(features.pyramid[0], features.pyramid[1:])
         seen = self._seen(view)[1]
         return self.alignment_head.levels(dense, image_of_view, view.descriptors, seen, view.valid)
