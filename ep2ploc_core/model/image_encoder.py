@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.timm_import import timm
 
-
 FINER_LEVELS = 2  # as many levels of the backbone below the patches are handed on
 
 

@@ -7,7 +7,7 @@ pose    cross-entropy of the true pose against wrong ones under the score maps: 
 epro    EPro-PnP's loss itself, on single matches; trains nothing but their confidence
 global  contrastive, images against what is visible from their poses
 geometry  log depth, height and normal that the image alone should tell at visible points
-reprojection, gauss_newton, contrastive  of the refinement by alignment (`alignment_losses.py`), where the network has it
+reprojection, gauss_newton, contrastive  of the refinement by alignment (`alignment_losses.py`)
 """
 
 from __future__ import annotations
