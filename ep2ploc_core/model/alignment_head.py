@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 import torch.nn.functional as functional
@@ -32,9 +33,7 @@ class AlignmentHead(nn.Module):
         self.width = width
         self.strides = [coarse[1], *(stride for _, stride in finer)]
         widths = [coarse[0], *(max(width, coarse[0] >> number) for number in range(1, len(self.strides)))]
-        self.carry = nn.ModuleList(
-            nn.Conv2d(before, after, 1) for before, after in zip(widths, widths[1:], strict=False)
-        )
+        self.carry = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
         self.lateral = nn.ModuleList(
             nn.Conv2d(channels, after, 1) for (channels, _), after in zip(finer, widths[1:], strict=True)
         )

@@ -36,10 +36,10 @@ class FeatureLevel:
     """One resolution of I images, and what N map points expect to see at it in B views of them.
 
     features `(I, H, W, D)` and expected `(B, N, D)`, unit vectors; confidence `(I, H, W)` and weight `(B, N)`, 0..1,
-    the latter zero for points that do not count; image `(B,)`: which one each view is of; stride: pixels per cell; damping
-    `(6,)`, as shares of the Hessian's diagonal; scale: the difference of features from which on it counts less and less
-    (Cauchy's robust cost), no dimension; precision: of single differences, one over their variance, as learned by
-    GN-Net's loss.
+    the latter zero for points that do not count; image `(B,)`: which one each view is of; stride: pixels per cell;
+    damping `(6,)`, as shares of the Hessian's diagonal; scale: the difference of features from which on it counts less
+    and less (Cauchy's robust cost), no dimension; precision: of single differences, one over their variance, as learned
+    by GN-Net's loss.
     """
 
     features: Tensor
