@@ -2,8 +2,8 @@
 
     .venv/bin/python benchmarks/ablation/belief.py EVALUATIONS [--threshold 0.7]
 
-EVALUATIONS is what `belief_sites.py` makes, or a directory of yours: files SITE_NETWORK_right.json, ..._swap.json and
-..._foreign.json that `ep2ploc evaluate --json` wrote, with the right images and with wrong ones (`--swap`, `--foreign`).
+EVALUATIONS is what `belief_sites.py` makes, or a directory of yours: SITE_NETWORK_right.json, ..._swap.json and
+..._foreign.json, which `ep2ploc evaluate --json` wrote with the right images and with wrong ones (--swap, --foreign).
 A SITE is left out as a whole. A pose is right within 2.5 voxels and 5 degrees of the truth; with a foreign image none
 is. Each site counts alike. The second table tells what became of the images by all rules, as they were then.
 """

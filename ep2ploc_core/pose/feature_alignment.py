@@ -8,7 +8,7 @@ A pose is moved in its camera's axes: map_from_camera @ exp(offset), `(6,)` metr
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.pose.jackknife import part_of_points
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
+LEAST_NOISE = 1e-12  # variance of differences between unit vectors
 EPSILON = 1e-6  # added to the diagonal, so that nothing moves where the image tells nothing
 
 
@@ -56,6 +57,10 @@ class FeatureLevel:
     def size(self) -> tuple[int, int]:
         """Rows and columns."""
         return self.confidence.shape[1], self.confidence.shape[2]
+
+    def of(self, views: slice | Tensor) -> FeatureLevel:
+        """The same for some of the views."""
+        return replace(self, image=self.image[views], expected=self.expected[views], weight=self.weight[views])
 
 
 @dataclass
@@ -112,7 +117,7 @@ def align_features(
         inside_after=after.inside / finest.total,
         after_level=after_level,
         track=track,
-        covariance=None if box is None else _covariance(after, pose, box),
+        covariance=None if box is None else _covariances(finest, pose, box),
     )
 
 
@@ -140,16 +145,22 @@ def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track
 
 @dataclass
 class Slope:
-    """At B poses: cost `(B,)`, half its gradient `(B, 6)` and Gauss-Newton's half Hessian `(B, 6, 6)` by offsets, the
-    weight `(B,)` of the points inside the image, and of each point its share of the gradient, `(B, N, 6)`, and place
+    """At B poses: cost `(B,)`, half its gradient `(B, 6)` and Gauss-Newton's half Hessian `(B, 6, 6)` by offsets; each
+    point's share of them, `(B, N, 6)` and `(B, N, 6, 6)`, its weight `(B, N)`, zero outside the image, and its place
     `(B, N, 2)`, -1 at the left and upper edges of the image and 1 at the others."""
 
     cost: Tensor
     gradient: Tensor
     hessian: Tensor
-    inside: Tensor
     by_point: Tensor
+    hessian_by_point: Tensor
+    weight: Tensor
     place: Tensor
+
+    @property
+    def inside(self) -> Tensor:
+        """The weight `(B,)` of all points inside the image."""
+        return self.weight.sum(1)
 
     def or_where(self, condition: Tensor, other: Slope) -> Slope:
         """The other's values where the condition `(B,)` holds."""
@@ -182,6 +193,11 @@ class _Problem:
         problem.neutral = (slope.cost / slope.inside.clamp(min=1e-6)).detach()
         return problem
 
+    def of(self, views: slice | Tensor) -> _Problem:
+        """That of some of the views, or of one view several times."""
+        parts = (self.xyz, self.intrinsics, self.weight, self.neutral)
+        return _Problem(self.level.of(views), *(part[views] for part in parts))
+
     @property
     def total(self) -> Tensor:
         return self.weight.sum(1).clamp(min=1e-6)
@@ -198,14 +214,15 @@ class _Problem:
         by_cell = by_place @ difference[..., None]  # (B, N, 2, 1)
         gradient = (place_by_offset.transpose(2, 3) @ by_cell)[..., 0] * steep[..., None]
         square = (by_place @ by_place.transpose(2, 3)) * steep[..., None, None]
-        hessian = (place_by_offset.transpose(2, 3) @ (square @ place_by_offset)).sum(1)
+        hessian = place_by_offset.transpose(2, 3) @ (square @ place_by_offset)
         size = torch.tensor(self.level.size[::-1], device=place.device)
         return Slope(
             cost=(self.weight * cost).sum(1),
             gradient=gradient.sum(1),
-            hessian=hessian,
-            inside=weight.sum(1),
+            hessian=hessian.sum(1),
             by_point=gradient,
+            hessian_by_point=hessian,
+            weight=weight,
             place=(place + 0.5) / size * 2 - 1,
         )
 
@@ -261,32 +278,57 @@ def sample_with_slope(images: Tensor, image: Tensor, place: Tensor) -> tuple[Ten
     return sampled[:, :, 0], sampled[:, :, 1:]
 
 
-def _covariance(slope: Slope, map_from_camera: Tensor, box: Tensor) -> Tensor:
-    """How far off the poses may be, `(B, 6, 6)` in map axes.
+def _covariances(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tensor:
+    """Of all views, `(B, 6, 6)`."""
+    return torch.stack(
+        [
+            _covariance(problem.of(slice(view, view + 1)), map_from_camera[view : view + 1], box)
+            for view in range(len(map_from_camera))
+        ]
+    )
 
-    Huber's sandwich H^-1 S H^-1, whose S is the scatter of the gradients of single points plus that of the gradients of
-    whole parts of the image, since neighbouring points err together (Liang and Zeger 1986). A prior of standard
-    deviations `box` `(6,)` holds what the image does not tell.
+
+def _covariance(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tensor:
+    """How far off a pose may be, `(6, 6)` in map axes; problem and pose `(1, 4, 4)` of a single view.
+
+    Huber's sandwich H^-1 S H^-1, S the scatter of the single points' gradients, and to it the delete-one-group jackknife
+    over parts of the image, since neighbouring points err together: without a part the next Newton step would lead
+    elsewhere. A prior of standard deviations `box` `(6,)` holds what the image does not tell.
+
+    H is not that of Gauss and Newton: what the image shows beyond what points expect has slopes too, and those it would
+    take for information. It is the change of the gradient over half a cell to either side.
     """
     with torch.autocast(box.device.type, enabled=False):
+        slope = problem.slope(map_from_camera)
+        _, inside, by_offset = problem._look(map_from_camera)
+        reach = 0.5 / (by_offset[inside] ** 2).sum(1).mean(0).sqrt().clamp(min=1e-3)  # a row per offset
+        steps = torch.cat([torch.diag(reach), -torch.diag(reach)])
+        around = problem.of(torch.zeros(len(steps), dtype=torch.long)).slope(map_from_camera @ se3.exp(steps))
         wide = box.double()
-        by_point = slope.by_point.double() * wide
-        hessian = slope.hessian.double() * wide * wide[:, None]
-        covariances = []
-        for number in range(len(hessian)):
-            parts = part_of_points(slope.place[number].double())
-            used = (parts @ by_point[number].abs().sum(1)) > 0
-            by_part = (parts @ by_point[number])[used]
-            groups = max(2, int(used.sum()))
-            by_part = by_part - by_part.mean(0) if len(by_part) else by_part
-            single = by_point[number].T @ by_point[number]
-            scatter = single + by_part.T @ by_part * (groups / (groups - 1))
-            # The variance of residuals, which the prior is measured in.
-            noise = single.trace() / hessian[number].trace().clamp(min=1e-12)
-            identity = torch.eye(6, dtype=wide.dtype, device=wide.device) * noise.clamp(min=1e-12)
-            inverse = torch.linalg.inv(hessian[number] + identity)
-            covariances.append(inverse @ (scatter + identity * noise) @ inverse * wide * wide[:, None])
-        turn = map_from_camera[:, :3, :3].double()
-        to_map = torch.zeros_like(hessian)
-        to_map[:, :3, :3], to_map[:, 3:, 3:] = turn, turn
-        return to_map @ torch.stack(covariances) @ to_map.transpose(1, 2)
+        parts = part_of_points(slope.place[0].double())
+        used = (parts @ slope.weight[0].double()) > 0
+        parts = parts[used]
+        change = (parts @ (around.by_point[:6] - around.by_point[6:]).double()) / (2 * reach.double()[:, None, None])
+        hessians = change.permute(1, 0, 2) * wide * wide[:, None]  # (G, 6, 6) in units of the box
+        by_point = slope.by_point[0].double() * wide
+        single = by_point.T @ by_point
+        # The variance of residuals, in which the prior is to be measured; not zero, nor is the prior.
+        steep = slope.hessian_by_point[0].double().sum(0) * wide * wide[:, None]
+        noise = (single.trace() / steep.trace().clamp(min=LEAST_NOISE)).clamp(min=LEAST_NOISE)
+        prior = noise * torch.eye(6, dtype=wide.dtype, device=wide.device)
+        hessian = hessians.sum(0)
+        inverse = torch.linalg.inv(_clamped(hessian, low=0.0) + prior)
+        told = inverse @ (single + noise * prior) @ inverse
+        left = _clamped(hessian - hessians, low=0.0) + prior
+        without = torch.linalg.solve(left, (parts @ by_point)[..., None])[..., 0]
+        away = without - without.mean(0) if len(without) else without
+        jackknife = away.T @ away * max(0, len(away) - 1) / max(1, len(away))
+        covariance = _clamped(told + jackknife, high=1.0)
+        to_map = torch.block_diag(map_from_camera[0, :3, :3], map_from_camera[0, :3, :3]).double() * wide
+        return to_map @ covariance @ to_map.T
+
+
+def _clamped(matrices: Tensor, low: float | None = None, high: float | None = None) -> Tensor:
+    """Symmetric parts of matrices `(..., 6, 6)`, their eigenvalues not under or over a limit."""
+    values, axes = torch.linalg.eigh(0.5 * (matrices + matrices.transpose(-1, -2)))
+    return (axes * values.clamp(low, high)[..., None, :]) @ axes.transpose(-1, -2)

@@ -5,6 +5,8 @@ gauss_newton  where one Gauss-Newton step in the image leads from beside a point
               Hessian (GN-Net, von Stumberg et al. 2020)
 contrastive   a point and the image's feature at its true place must be alike, at other places unlike, each up to a
               margin (GN-Net, S2DHM)
+place         the true place among the cells around it and some farther off: cross-entropy of the likelihoods that the
+              differences of features have (ours; the other three alone learn slowly)
 """
 
 from __future__ import annotations
@@ -25,18 +27,20 @@ from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel,
 
 @dataclass(frozen=True)
 class AlignmentWeights:
-    """Factors of the three losses, and what they are made of.
+    """Factors of the losses, and what they are made of.
 
     `points` of each view take part. The optimizer's starts are off by START_RANGE times a share between `nearest` and
     `farthest`, small ones as often as large ones; it makes `iterations` steps a level. A point `pixels` off in the
     network's image has half left the pull of the reprojection loss. Gauss-Newton's steps start up to `cells_off` beside
     the true place. Unlike features are looked for `cells_apart` cells away, `negatives` of them; the margins are
-    differences between unit vectors.
+    differences between unit vectors. The true place is looked for among the cells up to `window` away to each side and
+    `farther` ones of those up to `cells_apart` away; it is taken to be `blur` pixels wide, as drives' poses are no better.
     """
 
     reprojection: float = 0.3
     gauss_newton: float = 0.05
-    contrastive: float = 0.3
+    contrastive: float = 0.0
+    place: float = 0.1
     points: int = 256
     iterations: int = 3
     nearest: float = 0.03
@@ -47,6 +51,20 @@ class AlignmentWeights:
     negatives: int = 4
     margin_alike: float = 0.2
     margin_unlike: float = 1.0
+    window: int = 2
+    farther: int = 24
+    blur: float = 1.0
+
+    def total(self, losses: dict[str, Tensor]) -> Tensor:
+        """The weighted sum of those that are there."""
+        named = {
+            name: losses[name] for name in ("reprojection", "gauss_newton", "contrastive", "place") if name in losses
+        }
+        return (
+            torch.stack([getattr(self, name) * value for name, value in named.items()]).sum()
+            if named
+            else torch.zeros(())
+        )
 
 
 def alignment_losses(
@@ -57,7 +75,7 @@ def alignment_losses(
     weights: AlignmentWeights,
     generator: torch.Generator,
 ) -> dict[str, Tensor]:
-    """The losses by name, unweighted, of those whose weight is not zero; and "aligned", the share of the points of all
+    """The losses by name, unweighted, of those whose weight is not zero; and "share", that of the points of all
     views that the optimizer brings to within a pixel of the network's image."""
     step = max(1, view.xyz.shape[1] // weights.points)
     xyz, visible = view.xyz[:, ::step], batch.visible[:, ::step]
@@ -84,13 +102,16 @@ def alignment_losses(
             off = [_distance(pose, xyz, intrinsics, pixels) for pose in found.after_level]
             each = [_mean(torch.log1p(squared / weights.pixels**2), seen) for squared in off]
             losses["reprojection"] = torch.stack(each).mean()
-            losses["aligned"] = _mean((off[-1] < 1).float(), seen).detach()
+            losses["share"] = _mean((off[-1] < 1).float(), seen).detach()
         if weights.gauss_newton > 0:
             each = [_gauss_newton_loss(level, pixels, seen, weights, generator) for level in levels]
             losses["gauss_newton"] = torch.stack(each).mean()
         if weights.contrastive > 0:
             each = [_contrastive_loss(level, pixels, seen, weights, generator) for level in levels]
             losses["contrastive"] = torch.stack(each).mean()
+        if weights.place > 0:
+            each = [_place_loss(level, pixels, seen, weights, generator) for level in levels]
+            losses["place"] = torch.stack(each).mean()
     return losses
 
 
@@ -140,6 +161,32 @@ def _contrastive_loss(
     alike, unlike = length[..., 0], length[..., 1:].amin(-1)
     loss = (alike - weights.margin_alike).clamp(min=0) ** 2 + (weights.margin_unlike - unlike).clamp(min=0) ** 2
     return _mean(loss, seen)
+
+
+def _place_loss(
+    level: FeatureLevel, pixels: Tensor, seen: Tensor, weights: AlignmentWeights, generator: torch.Generator
+) -> Tensor:
+    """Nats above what the width of the target makes unavoidable."""
+    true = _cells(pixels, level)
+    rows, columns = level.size
+    side = torch.arange(-weights.window, weights.window + 1, device=pixels.device)
+    window = torch.stack(torch.meshgrid(side, side, indexing="xy"), -1).flatten(0, 1)
+    reach = int(weights.cells_apart[1])
+    apart = torch.randint(-reach, reach + 1, (*true.shape[:2], weights.farther, 2), generator=generator).to(
+        pixels.device
+    )
+    cell = true.round().long()[:, :, None] + torch.cat([window.expand(*true.shape[:2], -1, -1), apart], 2)
+    within = ((cell >= 0) & (cell < torch.tensor([columns, rows], device=cell.device))).all(-1)
+    x, y = cell[..., 0].clamp(0, columns - 1), cell[..., 1].clamp(0, rows - 1)
+    index = (level.image[:, None, None] * rows + y) * columns + x
+    value = level.features.flatten(0, 2).index_select(0, index.flatten()).view(*index.shape, -1)
+    likeness = (value @ level.expected[..., None]).squeeze(-1)  # 1 - half the squared difference
+    said = (level.precision * likeness).masked_fill(~within, -torch.inf).log_softmax(-1)
+    away = ((cell - true[:, :, None]) ** 2).sum(-1)
+    width = (weights.blur / level.stride) ** 2 + 0.35**2  # a cell is no narrower than itself
+    wanted = (-0.5 * away / width).masked_fill(~within, -torch.inf).log_softmax(-1)
+    share = wanted.exp()
+    return _mean((share * (wanted - said).masked_fill(~within, 0)).sum(-1), seen)
 
 
 def _cells(pixels: Tensor, level: FeatureLevel) -> Tensor:

@@ -7,7 +7,7 @@ pose    cross-entropy of the true pose against wrong ones under the score maps: 
 epro    EPro-PnP's loss itself, on single matches; trains nothing but their confidence
 global  contrastive, images against what is visible from their poses
 geometry  log depth, height and normal that the image alone should tell at visible points
-reprojection, gauss_newton, contrastive  of the refinement by alignment (`alignment_losses.py`)
+align_...  those of the refinement by alignment (`alignment_losses.py`)
 """
 
 from __future__ import annotations
@@ -105,10 +105,8 @@ def compute_losses(
         total = total + weights.epro * parts["epro"]
     if network.alignment_head is not None:
         aligned = alignment_losses(network, features, batch, view, weights.alignment, generator)
-        parts |= aligned
-        for name in ("reprojection", "gauss_newton", "contrastive"):
-            if name in aligned:
-                total = total + getattr(weights.alignment, name) * aligned[name]
+        parts |= {f"align_{name}": value for name, value in aligned.items()}
+        total = total + weights.alignment.total(aligned)
     log = {name: value.detach() for name, value in parts.items()}
     log["pose_right"] = (likelihood.argmax(1) == 0).float().mean()
     log["near_patch"] = _share_near(scores, pixels, target, seen, network.config.patch)
