@@ -291,9 +291,9 @@ def _covariances(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Ten
 def _covariance(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tensor:
     """How far off a pose may be, `(6, 6)` in map axes; problem and pose `(1, 4, 4)` of a single view.
 
-    Huber's sandwich H^-1 S H^-1, S the scatter of the single points' gradients, and to it the delete-one-group jackknife
-    over parts of the image, since neighbouring points err together: without a part the next Newton step would lead
-    elsewhere. A prior of standard deviations `box` `(6,)` holds what the image does not tell.
+    Huber's sandwich H^-1 S H^-1, S the scatter of the single points' gradients, and to it the delete-one-group
+    jackknife over parts of the image, since neighbouring points err together: without a part the next Newton step would
+    lead elsewhere. A prior of standard deviations `box` `(6,)` holds what the image does not tell.
 
     H is not that of Gauss and Newton: what the image shows beyond what points expect has slopes too, and those it would
     take for information. It is the change of the gradient over half a cell to either side.

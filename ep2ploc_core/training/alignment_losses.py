@@ -34,7 +34,7 @@ class AlignmentWeights:
     network's image has half left the pull of the reprojection loss. Gauss-Newton's steps start up to `cells_off` beside
     the true place. Unlike features are looked for `cells_apart` cells away, `negatives` of them; the margins are
     differences between unit vectors. The true place is looked for among the cells up to `window` away to each side and
-    `farther` ones of those up to `cells_apart` away; it is taken to be `blur` pixels wide, as drives' poses are no better.
+    `farther` ones of those up to `cells_apart` away; it is taken to be `blur` pixels wide: drives' poses are no better.
     """
 
     reprojection: float = 0.3

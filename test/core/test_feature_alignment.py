@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -145,7 +146,7 @@ def test_no_step_leads_uphill_and_it_stops_where_it_is_right() -> None:
     found = align_features(scene.levels, scene.xyz, start, scene.intrinsics)
     problem = _Problem.at(scene.levels[0], scene.xyz, start, scene.intrinsics)
     costs = [float(problem.slope(pose).cost) for pose in found.track]
-    assert all(after <= before for before, after in zip(costs, costs[1:], strict=False))
+    assert all(after <= before for before, after in pairwise(costs))
     at_truth = align_features(scene.levels, scene.xyz, scene.truth, scene.intrinsics)
     assert at_truth.iterations == 1 < found.iterations
 
@@ -234,7 +235,6 @@ def test_errors_are_as_large_as_the_covariance_says() -> None:
         ])  # fmt: skip
         squared.append(float(error @ torch.linalg.solve(found.covariance[0], error)))
     held = np.mean(np.array(squared) < chi2.ppf(0.9, 6))
-    print(held, np.median(squared) / chi2.ppf(0.5, 6))
     assert held >= 0.8
     assert np.median(squared) > 0.15 * chi2.ppf(0.5, 6)  # nor are they claimed many times as large
 
