@@ -6,19 +6,19 @@ import math
 import time
 from dataclasses import dataclass, field, replace
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
-from ep2ploc_core.datasets.sampling import START_RANGE, network_size, spread_over_image, start_sigma
+from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
+from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.belief import Evidence, belief
 from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
@@ -290,18 +290,10 @@ class Localizer:
 
     def _encode(self, image: np.ndarray, camera: Camera) -> Query:
         """Undistorts and resizes the image and runs the image encoder on it."""
-        if image.ndim == 2:
-            image = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB)
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise InputError(f"The image has shape {image.shape} and type {image.dtype}; give 8-bit grey or RGB.")
-        image, pinhole = camera.undistort(image)
-        size = network_size(pinhole, self.network.config.image_width)
-        shrunk = cv2.resize(image, size, interpolation=cv2.INTER_AREA)
-        small = pinhole.resize(*size)
-        intrinsics = small.intrinsics_tensor()[None].to(self.device)
-        tensor = torch.from_numpy(shrunk).permute(2, 0, 1)[None].float().to(self.device) / 255
-        features = self.network.encode_image(tensor.contiguous(memory_format=torch.channels_last), intrinsics)
-        return Query(features, small, intrinsics, np.array([camera.width / size[0], camera.height / size[1]]))
+        shown = prepare_image(image, camera, self.network.config.image_width, self.device)
+        features = self.network.encode_image(shown.tensor, shown.intrinsics)
+        scale = np.array([camera.width / shown.camera.width, camera.height / shown.camera.height])
+        return Query(features, shown.camera, shown.intrinsics, scale)
 
     def _match(
         self,
@@ -345,26 +337,32 @@ class Localizer:
         place = spread_over_image(visible.pixels, order, stage.points)
         chosen = visible.index[place]
         index = chosen.cpu().numpy()
-        descriptors = self._descriptors(points, xyz, visible.index, place)
+        descriptors, appearance = self._descriptors(points, xyz, visible.index, place)
         return PointView(
             xyz=xyz[chosen][None],
             attributes=torch.from_numpy(points.attributes[index]).to(self.device)[None],
             descriptors=descriptors[None],
+            appearance=None if appearance is None else appearance[None],
             valid=torch.ones(1, len(index), dtype=torch.bool, device=self.device),
             camera_from_map=camera_from_map[None],
             sigma=torch.from_numpy(start_sigma(stage.scale)).float().to(self.device)[None],
         )
 
-    def _descriptors(self, points: MapPoints, xyz: Tensor, visible: Tensor, place: Tensor) -> Tensor:
-        """Descriptors `(N, D)` of the points `visible[place]`: the map's, or made of what is visible from here."""
-        if self.network.config.encode == "view":
-            attributes = torch.from_numpy(points.attributes[visible.cpu().numpy()]).to(self.device)
-            cloud = torch.zeros_like(visible)
-            return self.network.encode_points(xyz[visible], attributes, cloud, wanted=place)
-        if points.descriptors is None:
+    def _descriptors(
+        self, points: MapPoints, xyz: Tensor, visible: Tensor, place: Tensor
+    ) -> tuple[Tensor, Tensor | None]:
+        """Descriptors `(N, D)` of the points `visible[place]`: the map's, or made of what is visible from here; and
+        what the points look like `(N, A)`, where the map knows."""
+        width, stored = self.network.config.descriptor_width, points.descriptors
+        if stored is None:
             raise MapError("The map holds no descriptors; encode it with `ep2ploc map encode`.")
-        stored = points.descriptors[visible[place].cpu().numpy()]
-        return torch.from_numpy(stored.astype(np.float32)).to(self.device) / 127
+        kept = torch.from_numpy(stored[visible[place].cpu().numpy()].astype(np.float32)).to(self.device) / 127
+        appearance = kept[:, width:] if kept.shape[1] > width else None
+        if self.network.config.encode == "map":
+            return kept[:, :width], appearance
+        attributes = torch.from_numpy(points.attributes[visible.cpu().numpy()]).to(self.device)
+        cloud = torch.zeros_like(visible)
+        return self.network.encode_points(xyz[visible], attributes, cloud, wanted=place), appearance
 
     def _decide(self, query: Query, view: PointView, scores: PatchScores) -> Matches:
         """The pixel of each point: its most likely patch, then the pixel inside that patch."""
@@ -436,7 +434,8 @@ class Localizer:
         """Aligns the features of the points of the last pass, from its pose."""
         start = matching.map_from_camera
         view = replace(matching.view, camera_from_map=se3.inverse(start)[None])
-        levels = self.network.align_to(query.features, torch.zeros(1, dtype=torch.long, device=self.device), view)
+        dense = self.network.dense_features(query.features)
+        levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
         box = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
         found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, box)
         poses = torch.cat(found.track).double().cpu().numpy()

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from ep2ploc_core.map.appearance import add_appearances, images_of_map
 from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.unit import NetworkFrame
 from ep2ploc_core.model.ep2ploc import EP2PLoc
@@ -23,7 +25,8 @@ BORDER = 16.0
 def encode_map(
     point_map: PointMap, network: EP2PLoc, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Stores the descriptors of every point, and the network's fingerprint, in the map.
+    """Stores the descriptors of every point, and the network's fingerprint, in the map; with what the images of its
+    recording show of the points, where the network aligns features and there are images.
 
     Block by block, so that the map need not fit into memory; what was stopped goes on where it was.
     """
@@ -45,6 +48,10 @@ def encode_map(
             for name, part in zip(names, np.split(descriptors, ends)[:-1], strict=True):
                 point_map.store_tile_descriptors(name, part, network.fingerprint)
         progress(done + 1, len(blocks))
+    images = images_of_map(point_map) if network.alignment_head is not None else []
+    if images:
+        encoded = PointMap(point_map.path, replace(point_map.info, checkpoint=network.fingerprint))
+        add_appearances(encoded, network, images, progress)
     point_map.use_descriptors(network.fingerprint)
 
 

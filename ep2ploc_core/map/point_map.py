@@ -3,7 +3,8 @@
 ```
 MAP/map.yaml                        format, voxel size, origin, tiles, where it came from, network it was encoded with
 MAP/tiles/X_Y/points.npy            structured array POINT_TYPE, coordinates relative to the origin
-MAP/tiles/X_Y/descriptors.ID.npy    int8 (N, D), descriptor * 127, by the network with the fingerprint ID
+MAP/tiles/X_Y/descriptors.ID.npy    int8 (N, D), descriptor * 127, by the network with the fingerprint ID; what images
+                                    show of the points (`map/appearance.py`) comes after the descriptor
 MAP/path.npy                        float64 (S, 4, 4), where the mapping sensor was, map coordinates, if that is known
 MAP/places.ID.npy                   views of the map and their global descriptors, by the network with that fingerprint
 MAP/checkpoint.safetensors          the network adapted to this site, if there is one
@@ -45,7 +46,7 @@ class MapPoints:
     xyz `(N, 3)` float32, metres, map axes, relative to the map's origin. attributes `(N, 6)` float32 in the order of
     ATTRIBUTES: intensity 0..1, unit normal towards where it was seen from, planarity 0..1, height above the ground
     around it in metres. seen `(N, 2)` uint16: first and last frame that saw the point. descriptors `(N, D)` int8 of
-    unit vectors times 127, or None when the map is not encoded.
+    unit vectors times 127, and after them maybe what images show of the points, or None when the map is not encoded.
     """
 
     xyz: np.ndarray

@@ -74,7 +74,7 @@ def look(point_map: PointMap, map_from_camera: np.ndarray, width: int, device: t
         poses[:, :3, 3] -= centre
         camera_from_map = torch.from_numpy(np.linalg.inv(poses)).float().to(device)
         visible = remove_invisible(xyz, camera_from_map, intrinsics, size, units.voxel_size)
-        descriptors = torch.from_numpy(points.descriptors).to(device)
+        descriptors = torch.from_numpy(np.ascontiguousarray(points.descriptors[:, :width])).to(device)
         seen = descriptors.new_zeros(len(group), _POINTS, descriptors.shape[1])
         valid = torch.zeros(len(group), _POINTS, dtype=torch.bool, device=device)
         for view in range(len(group)):

@@ -1,5 +1,9 @@
 """Features for the refinement by alignment: dense ones of the image at several strides, and what each map point expects
-to see at them."""
+to see at them.
+
+A point expects what the images of the mapping run showed of it, which is kept in the map; where none showed it, what a
+point of its descriptor, seen so, may look like.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +15,9 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from ep2ploc_core.pose.feature_alignment import FeatureLevel
+from ep2ploc_core import se3
+from ep2ploc_core.camera import project_pinhole
+from ep2ploc_core.pose.feature_alignment import NEAREST, FeatureLevel, sample_with_slope
 
 
 @dataclass
@@ -70,19 +76,57 @@ class AlignmentHead(nn.Module):
             functional.normalize(out[..., :-1], dim=-1), torch.sigmoid(out[..., -1]), self.strides[number]
         )
 
+    @property
+    def appearance_width(self) -> int:
+        """Numbers that an appearance takes."""
+        return len(self.strides) * (self.width + 1)
+
+    def observe(
+        self, dense: list[DenseFeatures], image: Tensor, intrinsics: Tensor, camera_from_map: Tensor, xyz: Tensor
+    ) -> Tensor:
+        """What images show of points `xyz` `(V, N, 3)`, map axes: appearances `(V, N, A)`, level by level the unit
+        features and how much they are worth, 0..1; zero outside the image.
+
+        image `(V,)`: which one of the dense features' images; intrinsics `(V, 4)`; camera_from_map `(V, 4, 4)`.
+        """
+        pixels, depth = project_pinhole(intrinsics, se3.apply(camera_from_map, xyz))
+        parts = []
+        for level in dense:
+            place = (pixels + 0.5) / level.stride - 0.5
+            height, width = level.confidence.shape[1:]
+            inside = (depth > NEAREST) & (place > -0.5).all(-1)
+            inside = inside & (place[..., 0] < width - 0.5) & (place[..., 1] < height - 0.5)
+            value, _ = sample_with_slope(level.features, image, place)
+            worth, _ = sample_with_slope(level.confidence[..., None], image, place)
+            parts += [functional.normalize(value, dim=-1), worth.clamp(0, 1) * inside[..., None]]
+        return torch.cat(parts, -1)
+
     def levels(
-        self, images: list[DenseFeatures], image_of_view: Tensor, descriptors: Tensor, seen: Tensor, counts: Tensor
+        self,
+        images: list[DenseFeatures],
+        image_of_view: Tensor,
+        descriptors: Tensor,
+        seen: Tensor,
+        counts: Tensor,
+        appearance: Tensor | None,
     ) -> list[FeatureLevel]:
         """What is to be aligned: V views of the images, `image_of_view` `(V,)`; of their points the descriptors
-        `(V, N, D)`, what they look like from the pose `(V, N, 10)`, and which of them count `(V, N)`."""
+        `(V, N, D)`, what they look like from the pose `(V, N, 10)`, which of them count `(V, N)`, and their appearances
+        `(V, N, A)`, where the map has some."""
         said = self.expect(torch.cat([descriptors, seen], -1)).float().unflatten(-1, (len(self.strides), -1))
+        expected, weight = functional.normalize(said[..., :-1], dim=-1), torch.sigmoid(said[..., -1])
+        if appearance is not None:
+            observed = appearance.unflatten(-1, (len(self.strides), -1))
+            known = observed[..., -1] > 0
+            expected = torch.where(known[..., None], functional.normalize(observed[..., :-1], dim=-1), expected)
+            weight = torch.where(known, observed[..., -1], weight)
         return [
             FeatureLevel(
                 features=dense.features,
                 confidence=dense.confidence,
                 image=image_of_view,
-                expected=functional.normalize(said[:, :, number, :-1], dim=-1),
-                weight=torch.sigmoid(said[:, :, number, -1]) * counts,
+                expected=expected[:, :, number],
+                weight=weight[:, :, number] * counts,
                 stride=dense.stride,
                 damping=self.log_damping[number].exp(),
                 scale=self.log_scale[number].exp(),

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ep2ploc_core import se3
 from ep2ploc_core.errors import CheckpointError, InputError
-from ep2ploc_core.model.alignment_head import AlignmentHead
+from ep2ploc_core.model.alignment_head import AlignmentHead, DenseFeatures
 from ep2ploc_core.model.global_descriptor import NetVLAD
 from ep2ploc_core.model.image_encoder import ImageEncoder
 from ep2ploc_core.model.patch_classifier import PatchClassifier, PatchScores, patch_prior, view_attributes
@@ -54,7 +54,7 @@ class NetworkConfig:
 class ImageFeatures:
     """Of B images: `patches` `(B, D, R, C)`, unit `global_descriptor` `(B, G)`, and `geometry` `(B, 5, R, C)`: what the
     image alone says of each patch (log depth, height above ground / 4, normal in the optical frame). pyramid: the
-    features that they come from, then finer ones, for `EP2PLoc.align_to`."""
+    features that they come from, then finer ones, for `EP2PLoc.dense_features`."""
 
     patches: Tensor
     global_descriptor: Tensor
@@ -68,7 +68,7 @@ class PointView:
 
     xyz `(B, N, 3)` metres, map axes; attributes `(B, N, 6)`; descriptors `(B, N, D)`; valid `(B, N)` bool;
     camera_from_map `(B, 4, 4)` of the prior; sigma `(B, 6)`: its standard deviations along and about the camera's axes
-    (metres, radians).
+    (metres, radians). appearance `(B, N, A)`: what mapping images showed of them, as `AlignmentHead.observe` gives it.
     """
 
     xyz: Tensor
@@ -77,6 +77,7 @@ class PointView:
     valid: Tensor
     camera_from_map: Tensor
     sigma: Tensor
+    appearance: Tensor | None = None
 
 
 class EP2PLoc(nn.Module):
@@ -119,7 +120,8 @@ class EP2PLoc(nn.Module):
     def with_alignment(self, width: int) -> EP2PLoc:
         """This network with features of `width` for the refinement by alignment, which still have to be learned."""
         network = EP2PLoc(replace(self.config, alignment_width=width))
-        network.load_state_dict(self.state_dict(), strict=False)
+        others = {name: value for name, value in self.state_dict().items() if not name.startswith("alignment_head.")}
+        network.load_state_dict(others, strict=False)
         return network
 
     def encode_image(self, image: Tensor, intrinsics: Tensor) -> ImageFeatures:
@@ -166,14 +168,22 @@ class EP2PLoc(nn.Module):
         normals_camera = view.attributes[..., 1:4] @ view.camera_from_map[:, :3, :3].transpose(1, 2)
         return points_camera, view_attributes(points_camera, normals_camera, view.attributes)
 
-    def align_to(self, features: ImageFeatures, image_of_view: Tensor, view: PointView) -> list[FeatureLevel]:
-        """What `pose.feature_alignment` aligns, coarse to fine: each view's points, as they look from its pose, and its
-        image of `features`, `image_of_view` `(V,)`. Raises CheckpointError when the network has not learned it."""
+    def dense_features(self, features: ImageFeatures) -> list[DenseFeatures]:
+        """Features of the images for `pose.feature_alignment`, coarse to fine. Raises CheckpointError when the network
+        has not learned any."""
         if self.alignment_head is None:
             raise CheckpointError(NOT_LEARNED)
-        dense = self.alignment_head(features.pyramid[0], features.pyramid[1:])
-        seen = self._seen(view)[1]
-        return self.alignment_head.levels(dense, image_of_view, view.descriptors, seen, view.valid)
+        dense: list[DenseFeatures] = self.alignment_head(features.pyramid[0], features.pyramid[1:])
+        return dense
+
+    def align_to(self, dense: list[DenseFeatures], image_of_view: Tensor, view: PointView) -> list[FeatureLevel]:
+        """What is to be aligned, coarse to fine: each view's points, as they look from its pose, and its image,
+        `image_of_view` `(V,)`."""
+        if self.alignment_head is None:
+            raise CheckpointError(NOT_LEARNED)
+        return self.alignment_head.levels(
+            dense, image_of_view, view.descriptors, self._seen(view)[1], view.valid, view.appearance
+        )
 
     def locate_in_patch(self, query: Tensor, patch_descriptor: Tensor) -> Tensor:
         """Log probabilities `(M, patch*patch)` of the pixels in the chosen patches; see PixelHead."""

@@ -21,13 +21,18 @@ from torch.nn.functional import pad
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, Batch
+from ep2ploc_core.map.unit import UNIT_VOXEL
+from ep2ploc_core.model.alignment_head import DenseFeatures
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel, align_features, sample_with_slope
+from ep2ploc_core.visibility import remove_invisible
 
 
 @dataclass(frozen=True)
 class AlignmentWeights:
-    """Factors of the losses, and what they are made of.
+    """Factors of the losses, and what they are made of. In a `shown` share of the views points expect what another
+    image of the place shows of them, as in a map that was made with images, where the batch has one; in the others what
+    their descriptors tell.
 
     `points` of each view take part. The optimizer's starts are off by START_RANGE times a share between `nearest` and
     `farthest`, small ones as often as large ones; it makes `iterations` steps a level. A point `pixels` off in the
@@ -51,6 +56,7 @@ class AlignmentWeights:
     negatives: int = 4
     margin_alike: float = 0.2
     margin_unlike: float = 1.0
+    shown: float = 0.75
     window: int = 2
     farther: int = 24
     blur: float = 1.0
@@ -81,6 +87,7 @@ def alignment_losses(
     xyz, visible = view.xyz[:, ::step], batch.visible[:, ::step]
     with torch.autocast(xyz.device.type, enabled=False):
         start = se3.inverse(batch.true_camera_from_map) @ se3.exp(_start_errors(len(xyz), weights, generator).to(xyz))
+    dense = network.dense_features(features)
     near = PointView(
         xyz=xyz,
         attributes=view.attributes[:, ::step],
@@ -88,8 +95,9 @@ def alignment_losses(
         valid=view.valid[:, ::step],
         camera_from_map=se3.inverse(start),
         sigma=view.sigma,
+        appearance=_appearances(network, dense, batch, batch.point_of_view[:, ::step], weights, generator),
     )
-    levels = network.align_to(features, batch.image_of_view, near)
+    levels = network.align_to(dense, batch.image_of_view, near)
     intrinsics = batch.intrinsics[batch.image_of_view]
     losses: dict[str, Tensor] = {}
     with torch.autocast(xyz.device.type, enabled=False):
@@ -113,6 +121,39 @@ def alignment_losses(
             each = [_place_loss(level, pixels, seen, weights, generator) for level in levels]
             losses["place"] = torch.stack(each).mean()
     return losses
+
+
+def _appearances(
+    network: EP2PLoc,
+    dense: list[DenseFeatures],
+    batch: Batch,
+    points: Tensor,
+    weights: AlignmentWeights,
+    generator: torch.Generator,
+) -> Tensor:
+    """What another image of the batch shows of each view's points `(V, N)`: appearances `(V, N, A)`, zero where none
+    does, and for a share of the views, which then learn from descriptors alone."""
+    assert network.alignment_head is not None
+    views = len(points)
+    first_view = torch.zeros(len(batch.images), dtype=torch.long, device=points.device)
+    first_view[batch.image_of_view] = torch.arange(views, device=points.device)
+    cloud = batch.cloud[batch.point_of_view[first_view, 0]]  # of each image
+    other = cloud[batch.image_of_view][:, None] == cloud
+    other &= torch.arange(len(cloud), device=points.device) != batch.image_of_view[:, None]
+    shown = torch.rand(views, generator=generator).to(points.device) < weights.shown
+    chosen = (torch.rand(other.shape, generator=generator).to(points.device) * other).argmax(1)
+    poses = batch.true_camera_from_map[first_view]
+    seen = torch.zeros(len(cloud), len(batch.xyz), dtype=torch.bool, device=points.device)
+    size = (batch.images.shape[-1], batch.images.shape[-2])
+    for image in chosen[shown & other.any(1)].unique().tolist():
+        among = (batch.cloud == cloud[image]).nonzero().squeeze(1)
+        visible = remove_invisible(batch.xyz[among], poses[image], batch.intrinsics[image], size, UNIT_VOXEL)
+        seen[image, among[visible.index]] = True
+    appearance = network.alignment_head.observe(
+        dense, chosen, batch.intrinsics[chosen], poses[chosen], batch.xyz[points]
+    )
+    kept = seen[chosen[:, None], points] & (shown & other.any(1))[:, None]
+    return appearance * kept[..., None]
 
 
 def _start_errors(views: int, weights: AlignmentWeights, generator: torch.Generator) -> Tensor:

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
+from ep2ploc_core.map.appearance import add_appearances, images_of_map
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.place_index import encode_places
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
@@ -73,8 +74,12 @@ def adapt_to_site(
     save_network(stored, scratch / SITE_CHECKPOINT, notes | {PLACES_NOTE: "learned"})
     stored = load_network(scratch / SITE_CHECKPOINT, device)
     # The map stays as it was until all of the new is there.
+    encoded = point_map.lay_by(descriptors, stored.fingerprint)
     with progress_bar("encoding places") as progress:
-        encode_places(point_map.lay_by(descriptors, stored.fingerprint), stored, progress)
+        encode_places(encoded, stored, progress)
+    if stored.alignment_head is not None:
+        with progress_bar("what images show") as progress:
+            add_appearances(encoded, stored, images_of_map(point_map), progress)
     aside = Path(map_path) / f"{SITE_CHECKPOINT}.tmp"
     shutil.copyfile(scratch / SITE_CHECKPOINT, aside)
     os.replace(aside, Path(map_path) / SITE_CHECKPOINT)
