@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -51,8 +52,9 @@ def add_appearances(
     with tempfile.TemporaryDirectory(dir=point_map.path, prefix=".appearance.") as place:
         # Sums are gathered on the disk: a large map need not fit into memory.
         sums: dict[str, np.ndarray] = {}
+        bare = PointMap(point_map.path, replace(point_map.info, checkpoint=""))
         for number, image in enumerate(images):
-            _observe_image(point_map, network, image, Path(place), sums)
+            _observe_image(bare, network, image, Path(place), sums)
             progress(number + 1, len(images))
         for name in point_map.info.tiles:
             stored = point_map.unpack(name).descriptors
