@@ -25,7 +25,7 @@ from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_feature
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
-from ep2ploc_core.pose.score_search import SearchSettings, search_pose
+from ep2ploc_core.pose.score_search import SearchSettings, evidence_of_parts, search_pose
 from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
 
 
@@ -60,9 +60,11 @@ class LocalizerSettings:
     so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
     few to tell a spread from. How these were settled: docs/architecture.md.
 
-    `refine`: "none", or "align": the pose is refined by feature alignment, which is given up where it makes the cost of
-    the features higher, moves the pose by more than the last pass's start may be wrong, loses more than a tenth of the
-    points out of the image, or has less than `least_inliers_kept` of the single matches agree that agreed before.
+    `refine`: "none"; "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the
+    passes are made only where that pose is refused. A refinement is given up where it makes the cost of the features
+    higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box), loses more than
+    a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches agree that
+    agreed before.
     """
 
     radius: float = 60.0
@@ -88,7 +90,7 @@ class LocalizerSettings:
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
-REFINEMENTS = ("none", "align")
+REFINEMENTS = ("none", "align", "align_first")
 
 
 @dataclass
@@ -107,6 +109,10 @@ class Refinement:
     def iterations(self) -> int:
         """How many steps were tried."""
         return len(self.poses) - 1
+
+    def moved(self, shift: np.ndarray) -> Refinement:
+        """The same where places are counted from elsewhere."""
+        return replace(self, poses=_moved(self.poses, shift))
 
 
 @dataclass
@@ -131,6 +137,12 @@ class Localization:
     seconds: float = 0.0
     points_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
     pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
+
+    def show(self, matches: Matches, agreeing: np.ndarray, query: Query, origin: np.ndarray) -> None:
+        """Takes those of the matches `(M,)` that agree with the pose for its inliers."""
+        self.num_inliers = int(agreeing.sum())
+        self.points_map = matches.points[agreeing] + origin
+        self.pixels = (matches.pixels[agreeing] + 0.5) * query.scale - 0.5
 
 
 @dataclass
@@ -179,7 +191,7 @@ class Localizer:
     ) -> None:
         if settings.refine not in REFINEMENTS:
             raise InputError(f"The refinement '{settings.refine}' is not known; there are: {', '.join(REFINEMENTS)}.")
-        if settings.refine == "align" and network.alignment_head is None:
+        if settings.refine != "none" and network.alignment_head is None:
             raise CheckpointError(NOT_LEARNED)
         self.network = network.eval().to(device)
         self.point_map = point_map
@@ -227,6 +239,11 @@ class Localizer:
         guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
+        if self.settings.refine == "align_first" and not searched:
+            found = self._align_prior(query, points, origin, guess, box)
+            if found is not None and not self._doubt(found, prior, searched):
+                found.seconds = time.perf_counter() - begin
+                return found
         passes: list[Matching] = []
         for number, stage in enumerate(self.settings.passes, 1):
             last = number == len(self.settings.passes)
@@ -235,7 +252,7 @@ class Localizer:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
             guess = matching.map_from_camera
-        found = self._conclude(query, passes, origin)
+        found = self._refine(query, passes, origin)
         found.reason = self._doubt(found, prior, searched)
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
@@ -309,15 +326,22 @@ class Localizer:
         view = self._view(query, points, origin, guess, stage)
         if view is None:
             return None
+        scores = self._scores(query, view)
+        found = search_pose(self._posterior(query, view, scores, guess, box), stage.search, by_parts)
+        return Matching(view, scores, found.map_from_camera, found.covariance, found.jackknife)
+
+    def _scores(self, query: Query, view: PointView) -> PatchScores:
+        """The points of a view against the patches of the image. Raises CheckpointError when the weights are broken."""
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
         if not torch.isfinite(scores.log_likelihood_none + scores.confidence).all():  # each holds all of its patches
             raise CheckpointError("The network's answers are no numbers: its weights are broken; train it again.")
-        posterior = PosePosterior(
+        return scores
+
+    def _posterior(self, query: Query, view: PointView, scores: PatchScores, guess: Tensor, box: Box) -> PosePosterior:
+        return PosePosterior(
             scores, view.xyz, view.valid, guess, view.sigma[0], query.intrinsics, self.network.config.patch,
             float(self.network.log_pose_temperature.exp()), box,
         )  # fmt: skip
-        found = search_pose(posterior, stage.search, by_parts)
-        return Matching(view, scores, found.map_from_camera, found.covariance, found.jackknife)
 
     def _view(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, stage: Pass
@@ -387,72 +411,105 @@ class Localizer:
             weights=weights.double().cpu().numpy(),
         )
 
-    def _conclude(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
-        """The pose of the last pass, refined, with the evidence for it."""
-        settings, first, last = self.settings, passes[0], passes[-1]
-        matches, pose = self._decide(query, last.view, last.scores), last.map_from_camera.double().cpu().numpy()
-        inliers = self._agreeing(query, matches, pose)
-        assert last.jackknife is not None
-        covariance = (last.covariance + last.jackknife.covariance).double().numpy()
-        sigma = math.sqrt(covariance[:3, :3].trace())
+    def _refine(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
+        """The pose of the last pass, refined by feature alignment where that is asked for."""
+        first, last = passes[0], passes[-1]
+        matches = self._decide(query, last.view, last.scores)
+        found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin)
+        if self.settings.refine == "none":
+            return found
+        view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
+        refinement = self._align(query, view, last.map_from_camera, self.settings.passes[-1].scale)
+        pose = refinement.poses[-1]
+        agreeing = self._agreeing(query, matches, pose)
+        if not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
+            refinement.given_up = "fewer matches agree with its pose"
+        if not refinement.given_up:
+            found.map_from_camera = found.candidate = _moved(pose, origin)
+            found.covariance = refinement.covariance * self.settings.covariance_scale
+            found.show(matches, agreeing, query, origin)
+        found.refinement = refinement.moved(origin)
+        return found
+
+    def _align_prior(
+        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, box: Box
+    ) -> Localization | None:
+        """The prior refined by feature alignment alone, with the evidence of the score maps at the pose to which that
+        leads: they had no part in finding it. None where it leads nowhere."""
+        stage = self.settings.passes[-1]
+        view = self._view(query, points, origin, guess, stage)
+        if view is None:
+            return None
+        refinement = self._align(query, view, guess, self.settings.greatest_distance)
+        if refinement.given_up:
+            return None
+        pose = torch.from_numpy(refinement.poses[-1]).float().to(self.device)
+        view = self._view(query, points, origin, pose, stage)
+        if view is None:
+            return None
+        scores = self._scores(query, view)
+        posterior = self._posterior(query, view, scores, pose, box)
+        covariance = torch.from_numpy(refinement.covariance)
+        jackknife = Jackknife(torch.zeros_like(covariance), *evidence_of_parts(posterior, stage.search.seed))
+        aligned = Matching(view, scores, pose, covariance, jackknife)
+        spread = math.sqrt(refinement.covariance[:3, :3].trace())
+        found = self._conclude(query, aligned, self._decide(query, view, scores), spread, origin)
+        found.refinement = refinement.moved(origin)
+        return found
+
+    def _align(self, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
+        """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
+        dense = self.network.dense_features(query.features)
+        levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
+        prior = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
+        found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, prior)
+        poses = torch.cat(found.track).double().cpu().numpy()
+        cost_before, cost_after = float(found.cost_before), float(found.cost_after)
+        moved = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
+        given_up = ""
+        if not cost_after <= cost_before:  # nor where they are no numbers
+            given_up = "it made the features less alike"
+        elif moved.max() > farthest:
+            given_up = "it left the surroundings of the pose that it began with"
+        elif found.inside_after < 0.9 * found.inside_before:
+            given_up = "it moved points out of the image"
+        assert found.covariance is not None
+        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy())
+
+    def _conclude(
+        self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray
+    ) -> Localization:
+        """The pose of a matching with the evidence for it; spread: see `Evidence`."""
+        pose = matching.map_from_camera.double().cpu().numpy()
+        agreeing = self._agreeing(query, matches, pose)
+        assert matching.jackknife is not None
+        covariance = (matching.covariance + matching.jackknife.covariance).double().numpy()
         evidence = Evidence(
-            score=self._score(query, last),
-            gain=last.jackknife.gain,
-            parts=last.jackknife.parts,
-            inlier_ratio=float(inliers.mean()) if len(inliers) else 0.0,
-            spread=float(first.covariance[:3, :3].trace().sqrt()),
-            sigma=sigma,
+            score=self._score(query, matching),
+            gain=matching.jackknife.gain,
+            parts=matching.jackknife.parts,
+            inlier_ratio=float(agreeing.mean()) if len(agreeing) else 0.0,
+            spread=spread,
+            sigma=math.sqrt(covariance[:3, :3].trace()),
         )
-        refinement = self._refine(query, last, matches) if settings.refine == "align" else None
-        if refinement is not None and not refinement.given_up:
-            pose, covariance = refinement.poses[-1], refinement.covariance
-            inliers = self._agreeing(query, matches, pose)
-        if refinement is not None:
-            refinement.poses = _moved(refinement.poses, origin)
         pose = _moved(pose, origin)
-        return Localization(
+        found = Localization(
             status="ok",
             map_from_camera=pose,
             candidate=pose,
-            covariance=covariance * settings.covariance_scale,
+            covariance=covariance * self.settings.covariance_scale,
             num_matches=len(matches.points),
-            num_inliers=int(inliers.sum()),
             belief=belief(evidence),
             evidence=evidence,
-            refinement=refinement,
-            points_map=matches.points[inliers] + origin,
-            pixels=(matches.pixels[inliers] + 0.5) * query.scale - 0.5,
         )
+        found.show(matches, agreeing, query, origin)
+        return found
 
     def _agreeing(self, query: Query, matches: Matches, map_from_camera: np.ndarray) -> np.ndarray:
         """Which matches `(M,)` agree with a pose `(4, 4)`."""
         errors = reprojection_errors(map_from_camera, matches.points, matches.pixels, query.camera.matrix)
         agreeing: np.ndarray = errors < self.settings.match_threshold
         return agreeing
-
-    def _refine(self, query: Query, matching: Matching, matches: Matches) -> Refinement:
-        """Aligns the features of the points of the last pass, from its pose."""
-        start = matching.map_from_camera
-        view = replace(matching.view, camera_from_map=se3.inverse(start)[None])
-        dense = self.network.dense_features(query.features)
-        levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
-        box = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
-        found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, box)
-        poses = torch.cat(found.track).double().cpu().numpy()
-        cost_before, cost_after = float(found.cost_before), float(found.cost_after)
-        moved = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
-        before, after = (self._agreeing(query, matches, pose).sum() for pose in poses[[0, -1]])
-        assert found.covariance is not None
-        given_up = ""
-        if not cost_after <= cost_before:  # nor where they are no numbers
-            given_up = "it made the features less alike"
-        elif moved.max() > self.settings.passes[-1].scale:
-            given_up = "it left the surroundings of the pose that it began with"
-        elif found.inside_after < 0.9 * found.inside_before:
-            given_up = "it moved points out of the image"
-        elif after < self.settings.least_inliers_kept * before:
-            given_up = "fewer matches agree with its pose"
-        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy())
 
     def _score(self, query: Query, matching: Matching) -> float:
         """How much likelier the image makes the places of the points inside it than the prior does: nats per point. A
