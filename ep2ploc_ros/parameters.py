@@ -92,6 +92,12 @@ class LocalizerParameters:
         between=(-10.0, 10.0),
         changeable=True,
     )
+    refine: str = _setting(
+        "none",
+        "How a pose that was found is refined; align, by feature alignment, needs a network that has learned it.",
+        choices=("none", "align"),
+        changeable=True,
+    )
     submap_refresh: float = _setting(
         15.0,
         "Metres from the centre of the submap at which the next one is asked for.",
