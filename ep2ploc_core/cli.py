@@ -27,7 +27,7 @@ app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
 
-Refine = Annotated[str, typer.Option(help="none; align: the pose is refined by feature alignment.")]
+Refine = Annotated[str, typer.Option(help="none; align: refine the pose by feature alignment; align_first: the prior.")]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
 
 
@@ -156,6 +156,9 @@ def localize(
     prior: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: a guess of map_from_camera; without, a search.")] = "",
     json_out: Annotated[Path | None, typer.Option("--json", help="Write the result here.")] = None,
     overlay: Annotated[Path | None, typer.Option(help="Write the map drawn over the image here.")] = None,
+    rerun: Annotated[
+        Path | None, typer.Option(help="Write the refinement, step by step, for the rerun viewer.")
+    ] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
     refine: Refine = "none",
     device: Device = "auto",
@@ -163,11 +166,17 @@ def localize(
     """Localize one image in a map."""
     from ep2ploc_core.datasets.kitti import read_camera_file, read_image
     from ep2ploc_core.evaluation.protocols import result_row
+    from ep2ploc_core.visualization.alignment_log import write_alignment
     from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
+    from ep2ploc_core.visualization.rerun_log import require_rerun
 
+    if rerun and refine == "none":
+        raise InputError("With --rerun the refinement of the pose is recorded, and there is none; add --refine align.")
+    if rerun:
+        require_rerun()
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=not prior)
+    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=not prior, trace=bool(rerun))
     guess = _parse_prior(prior) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
@@ -178,6 +187,10 @@ def localize(
         points = point_map.query(result.map_from_camera[:3, 3], SETTINGS.farthest)
         pose = result.map_from_camera
         write_image(draw_overlay(picture, lens, points, point_map.origin, pose, point_map.voxel_size), overlay)
+    if rerun and result.refinement is not None:
+        write_alignment(rerun, result.refinement, picture, lens, point_map)
+    elif rerun:
+        console.print(f"{rerun}: not written, since no pose was found that could be refined")
     if result.status != "ok":
         console.print(f"refused: {result.reason}")
 
@@ -384,8 +397,10 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
-def _localizer(map_path: Path, checkpoint: str, device: str, refine: str, search: bool) -> tuple[Any, Any]:
-    """The localizer and its map; `search`: without a first guess."""
+def _localizer(
+    map_path: Path, checkpoint: str, device: str, refine: str, search: bool, trace: bool = False
+) -> tuple[Any, Any]:
+    """The localizer and its map; `search`: without a first guess; `trace`: the refinement is to be looked at."""
     import torch
 
     from ep2ploc_core.localizer import Localizer, LocalizerSettings
@@ -403,7 +418,7 @@ def _localizer(map_path: Path, checkpoint: str, device: str, refine: str, search
     torch.set_num_threads(1)
     network = load_network(checkpoint, where)
     places = open_places(point_map) if search else None
-    return Localizer(network, point_map, where, LocalizerSettings(refine=refine), places), point_map
+    return Localizer(network, point_map, where, LocalizerSettings(refine=refine, trace=trace), places), point_map
 
 
 def _parse_prior(text: str) -> np.ndarray:

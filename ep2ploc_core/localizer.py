@@ -20,6 +20,7 @@ from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, un
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.model.patch_classifier import PatchScores
+from ep2ploc_core.pose.alignment_trace import AlignmentTrace, trace_alignment
 from ep2ploc_core.pose.belief import Evidence, belief
 from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
 from ep2ploc_core.pose.jackknife import Jackknife
@@ -64,7 +65,7 @@ class LocalizerSettings:
     passes are made only where that pose is refused. A refinement is given up where it makes the cost of the features
     higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box), loses more than
     a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches agree that
-    agreed before.
+    agreed before. `trace`: every step of the alignment is kept, to be looked at.
     """
 
     radius: float = 60.0
@@ -87,6 +88,7 @@ class LocalizerSettings:
     refine: str = "none"
     least_inliers_kept: float = 0.95
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
@@ -97,22 +99,36 @@ REFINEMENTS = ("none", "align", "align_first")
 class Refinement:
     """What refining a pose by feature alignment did. given_up: why its result was not taken, empty where it was.
     cost_before, cost_after: mean robust difference of the finest features. poses `(K + 1, 4, 4)`: map_from_camera, step
-    by step, the start first; covariance `(6, 6)` of the last."""
+    by step, the start first; covariance `(6, 6)` of the last. trace: with pixels of the given image, undistorted; only
+    where it was asked for."""
 
     given_up: str
     cost_before: float
     cost_after: float
     poses: np.ndarray
     covariance: np.ndarray
+    trace: AlignmentTrace | None = None
 
     @property
     def iterations(self) -> int:
         """How many steps were tried."""
         return len(self.poses) - 1
 
+    def __str__(self) -> str:
+        if self.given_up:
+            return f"given up: {self.given_up}"
+        return f"taken after {self.iterations} steps: cost {self.cost_before:.3f} -> {self.cost_after:.3f}"
+
     def moved(self, shift: np.ndarray) -> Refinement:
-        """The same where places are counted from elsewhere."""
-        return replace(self, poses=_moved(self.poses, shift))
+        """In a frame whose origin lies at -`shift` `(3,)`."""
+        trace = self.trace and replace(self.trace, points_map=self.trace.points_map + shift)
+        return replace(self, poses=_moved(self.poses, shift), trace=trace)
+
+    def scaled(self, factor: float) -> Refinement:
+        """In lengths `factor` times as long."""
+        trace = self.trace and replace(self.trace, points_map=self.trace.points_map * factor)
+        covariance = scaled_covariance(self.covariance, factor)
+        return replace(self, poses=scaled_pose(self.poses, factor), covariance=covariance, trace=trace)
 
 
 @dataclass
@@ -177,7 +193,7 @@ class Matching:
 
 
 class Localizer:
-    """Finds camera poses in one map. The map may be replaced between calls (`point_map`)."""
+    """Finds camera poses in one map. The map and the settings may be replaced between calls."""
 
     remove_invisible = staticmethod(remove_invisible)
 
@@ -189,15 +205,28 @@ class Localizer:
         settings: LocalizerSettings = LocalizerSettings(),
         places: PlaceIndex | None = None,
     ) -> None:
-        if settings.refine not in REFINEMENTS:
-            raise InputError(f"The refinement '{settings.refine}' is not known; there are: {', '.join(REFINEMENTS)}.")
-        if settings.refine != "none" and network.alignment_head is None:
-            raise CheckpointError(NOT_LEARNED)
         self.network = network.eval().to(device)
         self.point_map = point_map
         self.device = torch.device(device)
         self.settings = settings
         self.places = places
+
+    @property
+    def settings(self) -> LocalizerSettings:
+        """How images are localized."""
+        return self._settings
+
+    @settings.setter
+    def settings(self, settings: LocalizerSettings) -> None:
+        self.check(settings)
+        self._settings = settings
+
+    def check(self, settings: LocalizerSettings) -> None:
+        """Raises InputError or CheckpointError where this network cannot do what the settings ask for."""
+        if settings.refine not in REFINEMENTS:
+            raise InputError(f"The refinement '{settings.refine}' is not known; there are: {', '.join(REFINEMENTS)}.")
+        if settings.refine != "none" and self.network.alignment_head is None:
+            raise CheckpointError(NOT_LEARNED)
 
     @torch.inference_mode()
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
@@ -217,8 +246,7 @@ class Localizer:
         if found.covariance is not None:
             found.covariance = scaled_covariance(found.covariance, unit)
         if found.refinement is not None:
-            found.refinement.poses = scaled_pose(found.refinement.poses, unit)
-            found.refinement.covariance = scaled_covariance(found.refinement.covariance, unit)
+            found.refinement = found.refinement.scaled(unit)
         found.points_map = found.points_map * unit
         return found
 
@@ -474,7 +502,11 @@ class Localizer:
         elif found.inside_after < 0.9 * found.inside_before:
             given_up = "it moved points out of the image"
         assert found.covariance is not None
-        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy())
+        trace = None
+        if self.settings.trace:
+            trace = trace_alignment(levels, view.xyz, query.intrinsics, found)
+            trace.pixels = (trace.pixels + 0.5) * query.scale - 0.5
+        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy(), trace)
 
     def _conclude(
         self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray

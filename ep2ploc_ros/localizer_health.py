@@ -7,6 +7,8 @@
 | latency_seconds                          | from the stamp of the image of the last pose until it was published      |
 | seconds                                  | what the last image took to localize                                     |
 | matches, inliers, score, belief          | of the last image                                                        |
+| refinement                               | of the last image: none, taken and what it cost, or given up and why      |
+| refinements_given_up                     | of all that were tried, since the node started                           |
 | last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
 | images_received, images_dropped          | dropped: replaced by a newer one before its turn came                    |
 | messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
@@ -26,7 +28,7 @@ from collections import deque
 
 from rclpy.node import Node
 
-from ep2ploc_core.localizer import Localization
+from ep2ploc_core.localizer import Localization, Refinement
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox
@@ -45,10 +47,11 @@ class LocalizerHealth(Health):
         self._inbox = inbox
         self._published: deque[float] = deque(maxlen=1000)  # when, in monotonic seconds
         self._submaps: SubmapClient | None = None
+        self._refined = self._given_up = 0
         self._unanswered: deque[int] = deque(maxlen=_UNANSWERED)
         self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
         self.note(image_stamp=0, refused_in_a_row=0, seconds="", matches="", inliers="", score="", belief="")
-        self.note(camera_info_frame="", unanswered_stamps="")
+        self.note(camera_info_frame="", unanswered_stamps="", refinement="none", refinements_given_up="0 of 0")
 
     def watch_submaps(self, submaps: SubmapClient) -> None:
         """Has the age of the submap told too."""
@@ -95,6 +98,7 @@ class LocalizerHealth(Health):
             score="" if found.evidence is None else f"{found.evidence.score:.3f}",
             belief=f"{found.belief:.3f}",
         )
+        self._tell_refinement(found.refinement)
         if found.reason:
             self.note(last_refusal=found.reason)
         if believed:
@@ -110,6 +114,15 @@ class LocalizerHealth(Health):
             self.report(WARN, "Found a pose; waiting for a second one that agrees.")
         else:
             self.report(WARN, f"Image refused: {found.reason}")
+
+    def _tell_refinement(self, refinement: Refinement | None) -> None:
+        if refinement is not None:
+            self._refined += 1
+            self._given_up += bool(refinement.given_up)
+        self.note(
+            refinement="none" if refinement is None else refinement,
+            refinements_given_up=f"{self._given_up} of {self._refined}",
+        )
 
     def _latency(self, stamp: int) -> str:
         seconds = (self._node.get_clock().now().nanoseconds - stamp) / 1e9

@@ -101,6 +101,8 @@ class LocalizerNode(RunnableNode):
 
     def _on_settings(self, changed: LocalizerParameters, names: set[str]) -> None:
         pose = pose_from_numbers(changed.initial_pose)  # refuses what is no pose while somebody waits for an answer
+        if (localizer := self._localizer) is not None:  # another thread may replace it
+            localizer.check(self._localizer_settings(changed))
         self._inbox.put("settings", changed)
         if "initial_pose" in names:  # also when it is the same one: whoever sets it wants to start from it
             self._inbox.put("initial_pose_parameter", pose)
@@ -178,15 +180,23 @@ class LocalizerNode(RunnableNode):
     def _take_settings(self, changed: LocalizerParameters) -> None:
         self._settings = changed
         self._submaps.refresh = changed.submap_refresh
-        if self._localizer is not None:
+        if self._localizer is None:
+            self._open_map()  # perhaps this was what it could not be opened with
+            return
+        try:
             self._localizer.settings = self._localizer_settings(changed)
+        except Ep2plocError as error:  # they were set before the network was known that cannot do it
+            self._localizer = None
+            self._health.report(ERROR, f"{error}")
 
     def _take_initial_pose_parameter(self, pose: np.ndarray | None) -> None:
         self._given = pose
 
     @staticmethod
     def _localizer_settings(parameters: LocalizerParameters) -> LocalizerSettings:
-        return LocalizerSettings(least_score=parameters.least_score, least_belief=parameters.least_belief)
+        return LocalizerSettings(
+            least_score=parameters.least_score, least_belief=parameters.least_belief, refine=parameters.refine
+        )
 
     def _take_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
         self._given = pose_in_map(message, self._settings.map_frame)
@@ -200,7 +210,14 @@ class LocalizerNode(RunnableNode):
         if self._described is not None and self._described.path != described.path:
             self._tracker.reset()  # a pose in another map says nothing about this one
             self._outputs.clear_path()
-        self._described, self._localizer = described, None
+        self._described = described
+        self._open_map()
+
+    def _open_map(self) -> None:
+        """Makes the localizer for the map that was described last, or says why it cannot."""
+        described, self._localizer = self._described, None
+        if described is None:
+            return
         try:
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
@@ -208,7 +225,7 @@ class LocalizerNode(RunnableNode):
             submaps = self._submaps.begin(network.fingerprint, described.voxel_size)
             self._localizer = Localizer(network, submaps, device, settings)
         except Exception as error:
-            self._health.report(ERROR, f"{error}")  # stays until the map or the parameter is put right
+            self._health.report(ERROR, f"{error}")  # stays until the map or a parameter is put right
             return
         self._use_places()
         values = {

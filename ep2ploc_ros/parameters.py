@@ -18,6 +18,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.localizer import REFINEMENTS
 
 Parameters = TypeVar("Parameters")
 
@@ -90,6 +91,13 @@ class LocalizerParameters:
         -0.01,
         "Images whose pose has a lower score are refused: the mean log likelihood ratio of the map points' places.",
         between=(-10.0, 10.0),
+        changeable=True,
+    )
+    refine: str = _setting(
+        "none",
+        "align: poses are refined by feature alignment, which the network must have learned; align_first: the "
+        "predicted pose is, and searched for is only where that is not believed.",
+        choices=REFINEMENTS,
         changeable=True,
     )
     submap_refresh: float = _setting(

@@ -69,8 +69,9 @@ class Alignment:
 
     cost_before, cost_after `(B,)`: mean robust cost of a point on the finest level, at the start and at the end, the
     points weighed alike. inside_before, inside_after `(B,)`: share of the points' weight that lies in the image.
-    after_level: the poses after each level. track: all poses, step by step, the start first. covariance `(B, 6, 6)` of
-    `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
+    after_level: the poses after each level. track: all poses, step by step, the start first; level_of: for each of them
+    the number of the level that led to it, the first for the start. covariance `(B, 6, 6)` of `se3.perturb`'s tangent
+    (metres and radians, map axes); only where it was asked for.
     """
 
     map_from_camera: Tensor
@@ -80,6 +81,7 @@ class Alignment:
     inside_after: Tensor
     after_level: list[Tensor] = field(default_factory=list)
     track: list[Tensor] = field(default_factory=list)
+    level_of: list[int] = field(default_factory=list)
     covariance: Tensor | None = None
 
     @property
@@ -103,11 +105,12 @@ def align_features(
     """
     finest = _Problem.at(levels[-1], xyz, map_from_camera, intrinsics)
     before = finest.slope(map_from_camera)
-    pose, track, after_level = map_from_camera, [map_from_camera], []
-    for level in levels:
+    pose, track, level_of, after_level = map_from_camera, [map_from_camera], [0], []
+    for number, level in enumerate(levels):
         pose = pose.detach()  # in training each level learns from what it does itself
         pose = _descend(_Problem.at(level, xyz, pose, intrinsics), pose, settings, track)
         after_level.append(pose)
+        level_of += [number] * (len(track) - len(level_of))
     after = finest.slope(pose)
     return Alignment(
         map_from_camera=pose,
@@ -117,6 +120,7 @@ def align_features(
         inside_after=after.inside / finest.total,
         after_level=after_level,
         track=track,
+        level_of=level_of,
         covariance=None if box is None else _covariances(finest, pose, box),
     )
 
@@ -141,6 +145,27 @@ def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track
         ).all():
             break
     return pose
+
+
+@dataclass
+class Look:
+    """What N points meet in the image from B poses, on one level: places `pixels` `(B, N, 2)`; which are `inside` the
+    image `(B, N)`; how `unlike` `(B, N)` the image is to what they expect, 0..2, the length of the difference of unit
+    vectors; and what each would weigh `(B, N)` if the level began there."""
+
+    pixels: Tensor
+    inside: Tensor
+    unlike: Tensor
+    weight: Tensor
+
+
+def look(level: FeatureLevel, xyz: Tensor, map_from_camera: Tensor, intrinsics: Tensor) -> Look:
+    """How the level sees the points from the poses; arguments as for `align_features`."""
+    problem = _Problem.at(level, xyz, map_from_camera, intrinsics)
+    place, inside, _ = problem._look(map_from_camera)
+    value, _ = sample_with_slope(level.features, level.image, place)
+    pixels = (place + 0.5) * level.stride - 0.5
+    return Look(pixels, inside, (value - level.expected).norm(dim=-1), problem.weight)
 
 
 @dataclass

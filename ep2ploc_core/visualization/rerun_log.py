@@ -18,7 +18,7 @@ import importlib.util
 import os
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
@@ -29,6 +29,8 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.map.unit import unit_of
+
+Log = TypeVar("Log", bound="RerunLog")
 
 TIMELINE = "image_stamp"
 _DROPPED = (127, 127, 127)
@@ -44,6 +46,12 @@ def rerun_is_installed() -> bool:
     return importlib.util.find_spec("rerun") is not None
 
 
+def require_rerun() -> None:
+    """Raises InputError where recordings cannot be written."""
+    if not rerun_is_installed():
+        raise InputError("rerun is not installed, so no recording can be written; pip install 'rerun-sdk>=0.26,<0.27'.")
+
+
 class RerunLog:
     """Writes one recording; a context manager. Stamps are those of the images, in nanoseconds, poses map_from_camera
     `(4, 4)`; everything is shown relative to the map's `origin` `(3,)`, since rerun's numbers are of single precision.
@@ -51,10 +59,7 @@ class RerunLog:
 
     def __init__(self, path: Path | str, origin: np.ndarray, voxel_size: float) -> None:
         """voxel_size: of the map, metres; things are drawn in its proportion. Raises InputError without rerun."""
-        if not rerun_is_installed():
-            raise InputError(
-                "rerun is not installed, so no recording can be written; pip install 'rerun-sdk>=0.26,<0.27'."
-            )
+        require_rerun()
         import rerun
 
         self._rerun: Any = rerun
@@ -66,7 +71,7 @@ class RerunLog:
         self._stream.save(self._aside, default_blueprint=self._blueprint())
         self._stream.log("world", rerun.ViewCoordinates.RIGHT_HAND_Z_UP, static=True)
 
-    def __enter__(self) -> RerunLog:
+    def __enter__(self: Log) -> Log:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, _: BaseException | None, __: TracebackType | None) -> None:

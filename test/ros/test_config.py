@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.localizer import LocalizerSettings
+from ep2ploc_core.localizer import REFINEMENTS, LocalizerSettings
 from ep2ploc_ros.parameters import LocalizerParameters, MapServerParameters, checked
 from ep2ploc_ros.shared_files import shared_file
 
@@ -39,6 +39,12 @@ def test_the_node_refuses_what_the_core_refuses() -> None:
     defaults = {f.name: f.default for f in dataclasses.fields(LocalizerParameters)}
     assert defaults["least_score"] == LocalizerSettings().least_score
     assert defaults["least_belief"] == LocalizerSettings().least_belief
+    assert defaults["refine"] == LocalizerSettings().refine
+
+
+def test_the_node_refines_by_all_that_the_core_can() -> None:
+    (refine,) = (f for f in dataclasses.fields(LocalizerParameters) if f.name == "refine")
+    assert refine.metadata["choices"] == REFINEMENTS
 
 
 def test_rviz_shows_what_the_nodes_publish() -> None:

@@ -16,7 +16,7 @@ from std_srvs.srv import Trigger
 
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.model.checkpoint import save_network
-from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc
 from ep2ploc_ros import localizer_health
 
 VERDICTS = ("Image refused", "Tracking", "Lost")  # what an untrained network says is of no interest here
@@ -113,6 +113,8 @@ def test_parameters_change_while_it_runs_and_bad_ones_are_refused_with_a_reason(
         ("initial_pose_of", "lidar", "one of camera, base"),
         ("least_score", 99, "between -10 and 10"),
         ("least_belief", 70, "between 0 and 1"),
+        ("refine", "twice", "one of none, align"),
+        ("refine", "align", NOT_LEARNED),
         ("submap_refresh", 0.0, "range"),
         ("tf_mode", "map_to_base", "read-only"),
         ("image_reliability", "reliable", "read-only"),
