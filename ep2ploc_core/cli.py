@@ -403,7 +403,8 @@ def _localizer(
     """The localizer and its map; `search`: without a first guess; `trace`: the refinement is to be looked at."""
     import torch
 
-    from ep2ploc_core.localizer import Localizer, LocalizerSettings
+    from ep2ploc_core.localizer import Localizer
+    from ep2ploc_core.localizer_settings import LocalizerSettings
     from ep2ploc_core.map.place_index import open_places
     from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
     from ep2ploc_core.model.checkpoint import load_network

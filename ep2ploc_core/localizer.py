@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,151 +14,23 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
+from ep2ploc_core.localization import Localization, Refinement
+from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, LocalizerSettings, Pass
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
-from ep2ploc_core.map.unit import MapInUnits, scaled_covariance, scaled_pose, unit_of
+from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.model.patch_classifier import PatchScores
-from ep2ploc_core.pose.alignment_trace import AlignmentTrace, trace_alignment
+from ep2ploc_core.pose.alignment_trace import trace_alignment
 from ep2ploc_core.pose.belief import Evidence, belief
-from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
+from ep2ploc_core.pose.feature_alignment import align_features
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
-from ep2ploc_core.pose.score_search import SearchSettings, evidence_of_parts, search_pose
-from ep2ploc_core.visibility import VisibilitySettings, remove_invisible
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One round of matching: how wrong its start may be, as a share of START_RANGE; how many map points are matched;
-    how the pose is searched for."""
-
-    scale: float
-    points: int
-    search: SearchSettings
-
-
-FIRST_PASS = Pass(1.0, 512, SearchSettings(stride=2))
-SECOND_PASS = Pass(
-    0.3, 1024,
-    SearchSettings(first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64),
-)  # fmt: skip
-
-
-@dataclass(frozen=True)
-class LocalizerSettings:
-    """How an image is localized. Lengths in units (`map.unit`: metres where the map's voxels are of 0.2 m), thresholds
-    in pixels of the network's image.
-
-    Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
-    which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
-    places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
-    against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`). Without a prior
-    the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of all
-    must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`: among
-    so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
-    few to tell a spread from. How these were settled: docs/architecture.md.
-
-    `refine`: "none"; "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the
-    passes are made only where that pose is refused. A refinement is given up where it makes the cost of the features
-    higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box), loses more than
-    a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches agree that
-    agreed before. `trace`: every step of the alignment is kept, to be looked at.
-    """
-
-    radius: float = 60.0
-    passes: tuple[Pass, ...] = (FIRST_PASS, SECOND_PASS)
-    match_threshold: float = 6.0
-    least_points: int = 60
-    least_matches: int = 40
-    least_inlier_ratio: float = 0.25
-    least_parts: int = 4
-    score_power: float = 0.5
-    places: int = 16
-    verified_places: int = 8
-    least_margin: float = 0.02
-    least_score: float = -0.01
-    more_score_searched: float = 0.04
-    least_belief: float = 0.7
-    greatest_sigma: float = 0.7
-    greatest_distance: float = 1.25
-    covariance_scale: float = 1.25
-    refine: str = "none"
-    least_inliers_kept: float = 0.95
-    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
-    trace: bool = False
-    visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
-
-
-REFINEMENTS = ("none", "align", "align_first")
-
-
-@dataclass
-class Refinement:
-    """What refining a pose by feature alignment did. given_up: why its result was not taken, empty where it was.
-    cost_before, cost_after: mean robust difference of the finest features. poses `(K + 1, 4, 4)`: map_from_camera, step
-    by step, the start first; covariance `(6, 6)` of the last. trace: with pixels of the given image, undistorted; only
-    where it was asked for."""
-
-    given_up: str
-    cost_before: float
-    cost_after: float
-    poses: np.ndarray
-    covariance: np.ndarray
-    trace: AlignmentTrace | None = None
-
-    @property
-    def iterations(self) -> int:
-        """How many steps were tried."""
-        return len(self.poses) - 1
-
-    def __str__(self) -> str:
-        if self.given_up:
-            return f"given up: {self.given_up}"
-        return f"taken after {self.iterations} steps: cost {self.cost_before:.3f} -> {self.cost_after:.3f}"
-
-    def moved(self, shift: np.ndarray) -> Refinement:
-        """In a frame whose origin lies at -`shift` `(3,)`."""
-        trace = self.trace and replace(self.trace, points_map=self.trace.points_map + shift)
-        return replace(self, poses=_moved(self.poses, shift), trace=trace)
-
-    def scaled(self, factor: float) -> Refinement:
-        """In lengths `factor` times as long."""
-        trace = self.trace and replace(self.trace, points_map=self.trace.points_map * factor)
-        covariance = scaled_covariance(self.covariance, factor)
-        return replace(self, poses=scaled_pose(self.poses, factor), covariance=covariance, trace=trace)
-
-
-@dataclass
-class Localization:
-    """The answer for one image: a pose with its covariance, or a refusal with its reason.
-
-    map_from_camera `(4, 4)` float64 and covariance `(6, 6)` (x y z rx ry rz, metres and radians, map axes; the tangent
-    of `se3.perturb`) are None when refused; candidate `(4, 4)` is the best pose all the same, for evaluation, None when
-    none was looked for. points_map `(M, 3)` and pixels `(M, 2)` of the given image: the inliers.
-    """
-
-    status: str
-    reason: str = ""
-    map_from_camera: np.ndarray | None = None
-    covariance: np.ndarray | None = None
-    candidate: np.ndarray | None = None
-    num_matches: int = 0
-    num_inliers: int = 0
-    belief: float = 0.0
-    evidence: Evidence | None = None
-    refinement: Refinement | None = None
-    seconds: float = 0.0
-    points_map: np.ndarray = field(default_factory=lambda: np.zeros((0, 3)))
-    pixels: np.ndarray = field(default_factory=lambda: np.zeros((0, 2)))
-
-    def show(self, matches: Matches, agreeing: np.ndarray, query: Query, origin: np.ndarray) -> None:
-        """Takes those of the matches `(M,)` that agree with the pose for its inliers."""
-        self.num_inliers = int(agreeing.sum())
-        self.points_map = matches.points[agreeing] + origin
-        self.pixels = (matches.pixels[agreeing] + 0.5) * query.scale - 0.5
+from ep2ploc_core.pose.score_search import evidence_of_parts, search_pose
+from ep2ploc_core.se3 import moved
+from ep2ploc_core.visibility import remove_invisible
 
 
 @dataclass
@@ -202,7 +74,7 @@ class Localizer:
         network: EP2PLoc,
         point_map: MapSource,
         device: str | torch.device = "cpu",
-        settings: LocalizerSettings = LocalizerSettings(),
+        settings: LocalizerSettings = DEFAULT_SETTINGS,
         places: PlaceIndex | None = None,
     ) -> None:
         self.network = network.eval().to(device)
@@ -239,16 +111,7 @@ class Localizer:
         """
         unit = unit_of(self.point_map.voxel_size)
         found = self._localize_in_units(image, camera, None if prior is None else scaled_pose(prior, 1 / unit))
-        if found.map_from_camera is not None:
-            found.map_from_camera = scaled_pose(found.map_from_camera, unit)
-        if found.candidate is not None:
-            found.candidate = scaled_pose(found.candidate, unit)
-        if found.covariance is not None:
-            found.covariance = scaled_covariance(found.covariance, unit)
-        if found.refinement is not None:
-            found.refinement = found.refinement.scaled(unit)
-        found.points_map = found.points_map * unit
-        return found
+        return found.scaled(unit)
 
     def _localize_in_units(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None) -> Localization:
         begin = time.perf_counter()
@@ -264,7 +127,7 @@ class Localizer:
         if len(points) < self.settings.least_points:
             return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
         origin = np.round(prior[:3, 3])
-        guess = torch.from_numpy(_moved(prior, -origin)).float().to(self.device)
+        guess = torch.from_numpy(moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
         if self.settings.refine == "align_first" and not searched:
@@ -323,11 +186,11 @@ class Localizer:
         """Score and pose `(4, 4)` of a single pass from a start `(4, 4)`; None where too little is visible."""
         points = MapInUnits(self.point_map).query(start[:3, 3], self.settings.radius)
         origin = np.round(start[:3, 3])
-        guess = torch.from_numpy(_moved(start, -origin)).float().to(self.device)
+        guess = torch.from_numpy(moved(start, -origin)).float().to(self.device)
         matching = self._match(query, points, origin, guess, stage, self._box(guess))
         if matching is None:
             return None
-        return self._score(query, matching), _moved(matching.map_from_camera.double().cpu().numpy(), origin)
+        return self._score(query, matching), moved(matching.map_from_camera.double().cpu().numpy(), origin)
 
     def _box(self, guess: Tensor) -> Box:
         allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)
@@ -453,9 +316,9 @@ class Localizer:
         if not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
             refinement.given_up = "fewer matches agree with its pose"
         if not refinement.given_up:
-            found.map_from_camera = found.candidate = _moved(pose, origin)
+            found.map_from_camera = found.candidate = moved(pose, origin)
             found.covariance = refinement.covariance * self.settings.covariance_scale
-            found.show(matches, agreeing, query, origin)
+            _show(found, matches, agreeing, query, origin)
         found.refinement = refinement.moved(origin)
         return found
 
@@ -493,11 +356,11 @@ class Localizer:
         found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, prior)
         poses = torch.cat(found.track).double().cpu().numpy()
         cost_before, cost_after = float(found.cost_before), float(found.cost_after)
-        moved = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
+        way = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
         given_up = ""
         if not cost_after <= cost_before:  # nor where they are no numbers
             given_up = "it made the features less alike"
-        elif moved.max() > farthest:
+        elif way.max() > farthest:
             given_up = "it left the surroundings of the pose that it began with"
         elif found.inside_after < 0.9 * found.inside_before:
             given_up = "it moved points out of the image"
@@ -524,7 +387,7 @@ class Localizer:
             spread=spread,
             sigma=math.sqrt(covariance[:3, :3].trace()),
         )
-        pose = _moved(pose, origin)
+        pose = moved(pose, origin)
         found = Localization(
             status="ok",
             map_from_camera=pose,
@@ -534,7 +397,7 @@ class Localizer:
             belief=belief(evidence),
             evidence=evidence,
         )
-        found.show(matches, agreeing, query, origin)
+        _show(found, matches, agreeing, query, origin)
         return found
 
     def _agreeing(self, query: Query, matches: Matches, map_from_camera: np.ndarray) -> np.ndarray:
@@ -585,14 +448,15 @@ class Localizer:
         return Localization("refused", reason, seconds=time.perf_counter() - begin)
 
 
+def _show(found: Localization, matches: Matches, agreeing: np.ndarray, query: Query, origin: np.ndarray) -> None:
+    """Takes those of the matches `(M,)` that agree with the pose for its inliers."""
+    found.num_inliers = int(agreeing.sum())
+    found.points_map = matches.points[agreeing] + origin
+    found.pixels = (matches.pixels[agreeing] + 0.5) * query.scale - 0.5
+
+
 def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:
     """Whether two poses `(4, 4)` found from different views may be the same one, so that neither is the other's rival:
     from a view that is farther off than its search reaches one ends beside the true pose."""
     metres, radians = se3.pose_error(pose, other)
     return bool(metres < 2 * START_RANGE[0] and radians < 2 * START_RANGE[4])
-
-
-def _moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:
-    moved = np.array(transform, dtype=np.float64)
-    moved[..., :3, 3] += shift
-    return moved

@@ -129,6 +129,13 @@ def to_quaternion(transform: np.ndarray) -> np.ndarray:
     return Rotation.from_matrix(transform[:3, :3]).as_quat()
 
 
+def moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:
+    """Poses `(..., 4, 4)` in a frame whose origin lies at -`shift` `(3,)`, float64."""
+    result = np.array(transform, dtype=np.float64)
+    result[..., :3, 3] += shift
+    return result
+
+
 def pose_error(estimate: np.ndarray, truth: np.ndarray) -> tuple[float, float]:
     """Distance in metres and angle in radians between two poses `(4, 4)`."""
     translation = float(np.linalg.norm(estimate[:3, 3] - truth[:3, 3]))

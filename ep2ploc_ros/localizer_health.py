@@ -28,7 +28,7 @@ from collections import deque
 
 from rclpy.node import Node
 
-from ep2ploc_core.localizer import Localization, Refinement
+from ep2ploc_core.localization import Localization, Refinement
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox

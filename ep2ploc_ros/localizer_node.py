@@ -21,7 +21,9 @@ from std_srvs.srv import Trigger
 
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import Ep2plocError, InputError
-from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.place_index import NO_PLACES
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.clouds import places_from_cloud

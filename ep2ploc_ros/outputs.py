@@ -14,7 +14,7 @@ from sensor_msgs.msg import Image, PointCloud2
 from std_msgs.msg import Header
 
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.localizer import Localization
+from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.point_map import MapSource
 from ep2ploc_core.visualization.overlay import draw_overlay
 from ep2ploc_ros.clouds import cloud_from_matches

@@ -18,7 +18,7 @@ from rclpy.node import Node
 from rclpy.parameter import Parameter
 
 from ep2ploc_core.errors import Ep2plocError, InputError
-from ep2ploc_core.localizer import REFINEMENTS
+from ep2ploc_core.localizer_settings import REFINEMENTS
 
 Parameters = TypeVar("Parameters")
 

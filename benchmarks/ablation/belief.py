@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate
-from ep2ploc_core.localizer import LocalizerSettings
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
 
 UNITS, DEGREES = 0.5, 5.0  # a unit is a metre where the map's voxels are of 0.2 m (`ep2ploc_core.map.unit`)

@@ -29,7 +29,8 @@ from ep2ploc_core.datasets.sampling import draw_start
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.evaluation.metrics import error_row
 from ep2ploc_core.evaluation.protocols import result_row
-from ep2ploc_core.localizer import Localization, Localizer
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network

@@ -22,7 +22,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
 from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
-from ep2ploc_core.localizer import Localization, Refinement
+from ep2ploc_core.localization import Localization, Refinement
 
 Progress = Callable[[int, int], None]
 

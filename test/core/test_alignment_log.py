@@ -20,7 +20,9 @@ from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import write_queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.build import accumulate
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map

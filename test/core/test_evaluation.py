@@ -18,7 +18,7 @@ from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate, chance
 from ep2ploc_core.evaluation.metrics import AXES, axis_error, summarize, summarize_foreign
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
 from ep2ploc_core.evaluation.report import axis_grid, calibration_grid, report_grids, summary_markdown
-from ep2ploc_core.localizer import Localization
+from ep2ploc_core.localization import Localization
 from ep2ploc_core.visualization.plots import plot_calibration, plot_error_over_distance, plot_recall
 
 DRAWS = 1500

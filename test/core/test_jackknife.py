@@ -7,7 +7,7 @@ import torch
 
 from ep2ploc_core import se3
 from ep2ploc_core.evaluation.calibration import tangent_error
-from ep2ploc_core.localizer import LocalizerSettings
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
 from ep2ploc_core.pose.jackknife import (

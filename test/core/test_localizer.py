@@ -10,7 +10,8 @@ import pytest
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
-from ep2ploc_core.localizer import Localizer, LocalizerSettings
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network

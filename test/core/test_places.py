@@ -11,7 +11,8 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import MapError
-from ep2ploc_core.localizer import Localizer, LocalizerSettings
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.place_index import PlaceIndex, encode_places, open_places
 from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, save_array, write_map

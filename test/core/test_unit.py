@@ -12,7 +12,9 @@ from scipy.spatial.transform import Rotation
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import MapInfo, MapPoints, PointMap, write_map
 from ep2ploc_core.map.unit import NetworkFrame

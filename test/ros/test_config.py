@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.localizer import REFINEMENTS, LocalizerSettings
+from ep2ploc_core.localizer_settings import REFINEMENTS, LocalizerSettings
 from ep2ploc_ros.parameters import LocalizerParameters, MapServerParameters, checked
 from ep2ploc_ros.shared_files import shared_file
 

@@ -18,7 +18,9 @@ from tf2_msgs.msg import TFMessage
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
-from ep2ploc_core.localizer import Localization, Localizer, LocalizerSettings
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_ros.messages import image_from_message, nanoseconds, pose_from_message, pose_to_message

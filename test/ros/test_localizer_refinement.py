@@ -10,7 +10,7 @@ import pytest
 import rclpy
 import torch
 
-from ep2ploc_core.localizer import Localization, Refinement
+from ep2ploc_core.localization import Localization, Refinement
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, NetworkConfig

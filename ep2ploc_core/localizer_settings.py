@@ -1,0 +1,77 @@
+"""How images are localized: the passes, what evidence a pose needs, whether and how it is refined."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from ep2ploc_core.pose.feature_alignment import AlignmentSettings
+from ep2ploc_core.pose.score_search import SearchSettings
+from ep2ploc_core.visibility import VisibilitySettings
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One round of matching: how wrong its start may be, as a share of START_RANGE; how many map points are matched;
+    how the pose is searched for."""
+
+    scale: float
+    points: int
+    search: SearchSettings
+
+
+FIRST_PASS = Pass(1.0, 512, SearchSettings(stride=2))
+SECOND_PASS = Pass(
+    0.3, 1024,
+    SearchSettings(first_samples=256, stride=4, modes=4, scout_steps=5, finalists=2, steps=4, hops=1, wide_samples=64),
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class LocalizerSettings:
+    """How an image is localized. Lengths in units (`map.unit`: metres where the map's voxels are of 0.2 m), thresholds
+    in pixels of the network's image.
+
+    Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
+    which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
+    places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
+    against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`). Without a prior
+    the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of all
+    must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`: among
+    so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
+    few to tell a spread from. How these were settled: docs/architecture.md.
+
+    `refine`: "none"; "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the
+    passes are made only where that pose is refused. A refinement is given up where it makes the cost of the features
+    higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box), loses more than
+    a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches agree that
+    agreed before. `trace`: every step of the alignment is kept, to be looked at.
+    """
+
+    radius: float = 60.0
+    passes: tuple[Pass, ...] = (FIRST_PASS, SECOND_PASS)
+    match_threshold: float = 6.0
+    least_points: int = 60
+    least_matches: int = 40
+    least_inlier_ratio: float = 0.25
+    least_parts: int = 4
+    score_power: float = 0.5
+    places: int = 16
+    verified_places: int = 8
+    least_margin: float = 0.02
+    least_score: float = -0.01
+    more_score_searched: float = 0.04
+    least_belief: float = 0.7
+    greatest_sigma: float = 0.7
+    greatest_distance: float = 1.25
+    covariance_scale: float = 1.25
+    refine: str = "none"
+    least_inliers_kept: float = 0.95
+    alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    trace: bool = False
+    visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
+
+
+REFINEMENTS = ("none", "align", "align_first")
+
+
+DEFAULT_SETTINGS = LocalizerSettings()
