@@ -45,7 +45,7 @@ class AlignmentWeights:
     reprojection: float = 0.3
     gauss_newton: float = 0.05
     contrastive: float = 0.0
-    place: float = 0.1
+    place: float = 0.2
     points: int = 256
     iterations: int = 3
     nearest: float = 0.03
