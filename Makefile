@@ -9,7 +9,7 @@ help:
 	@echo 'make test              linters and tests'
 	@echo 'make demo              map, bag, ROS 2 nodes and results, on a street that it makes itself'
 	@echo 'make demo DRIVE=dir    the same on a KITTI raw drive'
-	@echo 'make bench             how fast localizing, visibility, maps, ROS 2 and synthetic drives are here'
+	@echo 'make bench             how fast localizing, visibility, voxels, maps, ROS 2 and synthetic drives are here'
 	@echo 'make lint, clean, lock checks; remove what was made; pin the newest dependencies that fit'
 
 setup: $(VENV)/.package

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from ep2ploc_core.map.point_map import ATTRIBUTES
 from ep2ploc_core.model.local_attention import neighbour_sum
-from ep2ploc_core.model.voxels import OFFSETS, Neighbourhood, Voxels, average, coarsen, neighbour_pairs, voxelize
+from ep2ploc_core.model.voxel_backend import voxel_backend
+from ep2ploc_core.model.voxels import OFFSETS, Neighbourhood, Voxels, average
 
 
 class LocalAttention(nn.Module):
@@ -89,10 +90,11 @@ class PointTransformer(nn.Module):
         voxel_codes `(V, D)`: what site adaptation learned about each voxel, in the order of `voxelize`. wanted `(K,)`
         int64: numbers of points, in any order, some maybe twice.
         """
-        levels = [voxelize(xyz, batch, self.voxel_size)]
+        backend = voxel_backend()
+        levels = [backend.voxelize(xyz, batch, self.voxel_size)]
         while len(levels) < len(self.encode):
-            levels.append(coarsen(levels[-1]))
-        everywhere = [Neighbourhood.of_all(neighbour_pairs(level)) for level in levels]
+            levels.append(backend.coarsen(levels[-1]))
+        everywhere = [Neighbourhood.of_all(backend.neighbour_pairs(level)) for level in levels]
         decoded = everywhere if wanted is None else self._needed(levels, everywhere, wanted)
 
         first, activation, second = self.point_mlp
