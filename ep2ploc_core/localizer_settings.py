@@ -65,7 +65,7 @@ class LocalizerSettings:
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25
     refine: str = "none"
-    least_inliers_kept: float = 0.95
+    least_inliers_kept: float = 0.8
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))

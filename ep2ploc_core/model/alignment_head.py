@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
+from ep2ploc_core.errors import InputError
 from ep2ploc_core.pose.feature_alignment import NEAREST, FeatureLevel, sample_with_slope
 
 
@@ -31,23 +32,24 @@ class DenseFeatures:
 
 class AlignmentHead(nn.Module):
     """A decoder from the patch features to finer strides, and an MLP on the points' descriptors and what they look like
-    from the pose. Levels go from coarse to fine."""
+    from the pose. Levels go from coarse to fine; at the patches' own stride there is none, for that far the score maps
+    lead, and features there have been seen to lead away again."""
 
-    def __init__(self, coarse: tuple[int, int], finer: list[tuple[int, int]], point_width: int, width: int) -> None:
-        """coarse: channels and stride of the patch features; finer: of the backbone's, with falling strides."""
+    def __init__(self, patch_features: int, finer: list[tuple[int, int]], point_width: int, width: int) -> None:
+        """patch_features: channels of the patch features; finer: channels and strides of the backbone's, with falling
+        strides. Raises InputError where there are no finer ones."""
         super().__init__()
+        if not finer:
+            raise InputError("This backbone has no features finer than the patches to align; set alignment_width to 0.")
         self.width = width
-        self.strides = [coarse[1], *(stride for _, stride in finer)]
-        widths = [coarse[0], *(max(width, coarse[0] >> number) for number in range(1, len(self.strides)))]
+        self.strides = [stride for _, stride in finer]
+        widths = [patch_features, *(max(width, patch_features >> number) for number in range(1, len(finer) + 1))]
         self.carry = nn.ModuleList(nn.Conv2d(a, b, 1) for a, b in pairwise(widths))
-        self.lateral = nn.ModuleList(
-            nn.Conv2d(channels, after, 1) for (channels, _), after in zip(finer, widths[1:], strict=True)
-        )
+        self.lateral = nn.ModuleList(nn.Conv2d(a, b, 1) for (a, _), b in zip(finer, widths[1:], strict=True))
         self.smooth = nn.ModuleList(
-            nn.Sequential(nn.Conv2d(after, after, 3, padding=1), nn.BatchNorm2d(after), nn.GELU())
-            for after in widths[1:]
+            nn.Sequential(nn.Conv2d(a, a, 3, padding=1), nn.BatchNorm2d(a), nn.GELU()) for a in widths[1:]
         )
-        self.out = nn.ModuleList(nn.Conv2d(after, width + 1, 1) for after in widths)
+        self.out = nn.ModuleList(nn.Conv2d(after, width + 1, 1) for after in widths[1:])
         hidden = 2 * point_width
         self.expect = nn.Sequential(
             nn.Linear(point_width, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(),
@@ -56,25 +58,20 @@ class AlignmentHead(nn.Module):
         levels = len(self.strides)
         self.log_damping = nn.Parameter(torch.full((levels, 6), math.log(0.03)))
         self.log_scale = nn.Parameter(torch.full((levels,), math.log(0.5)))
-        # Of the features' inverse variance, for the loss on single points (GN-Net's).
+        # Of the features' inverse variance, for the losses on single points.
         self.log_precision = nn.Parameter(torch.full((levels,), 1.0))
 
     def forward(self, patch_features: Tensor, finer: list[Tensor]) -> list[DenseFeatures]:
         """patch_features `(B, C, R, C)` and the backbone's features at the finer strides -> all levels."""
-        merged = patch_features
-        levels = [self._dense(0, merged)]
-        for number, (carry, lateral, smooth) in enumerate(zip(self.carry, self.lateral, self.smooth, strict=True)):
-            feature = finer[number]
+        merged, levels = patch_features, []
+        parts = zip(self.strides, finer, self.carry, self.lateral, self.smooth, self.out, strict=True)
+        for stride, feature, carry, lateral, smooth, out in parts:
             grown = functional.interpolate(carry(merged), size=feature.shape[-2:], mode="bilinear", align_corners=False)
             merged = smooth(grown + lateral(feature))
-            levels.append(self._dense(number + 1, merged))
+            last = out(merged).float().permute(0, 2, 3, 1)
+            features, confidence = functional.normalize(last[..., :-1], dim=-1), torch.sigmoid(last[..., -1])
+            levels.append(DenseFeatures(features, confidence, stride))
         return levels
-
-    def _dense(self, number: int, merged: Tensor) -> DenseFeatures:
-        out = self.out[number](merged).float().permute(0, 2, 3, 1)
-        return DenseFeatures(
-            functional.normalize(out[..., :-1], dim=-1), torch.sigmoid(out[..., -1]), self.strides[number]
-        )
 
     @property
     def appearance_width(self) -> int:

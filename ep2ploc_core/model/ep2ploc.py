@@ -105,7 +105,7 @@ class EP2PLoc(nn.Module):
         self.alignment_head = None
         if config.alignment_width:
             self.alignment_head = AlignmentHead(
-                (config.image_feature_width, config.patch), self.image_encoder.finer,
+                config.image_feature_width, self.image_encoder.finer,
                 width + PatchClassifier.VIEW_ATTRIBUTES, config.alignment_width,
             )  # fmt: skip
         # How much the scores of neighbouring points repeat each other: scales the sum of their log likelihoods.

@@ -25,9 +25,12 @@ EPSILON = 1e-6  # added to the diagonal, so that nothing moves where the image t
 @dataclass(frozen=True)
 class AlignmentSettings:
     """At most `iterations` steps on each level; a level ends when a step is shorter than `least_metres` and
-    `least_radians`. A step that does not lead downhill is taken back and the damping raised tenfold."""
+    `least_radians`. Of the `lengths` times the step that Gauss and Newton's Hessian advises the best is taken: that
+    Hessian takes whatever the image shows for information and advises short steps. One that does not lead downhill is
+    taken back and the damping raised tenfold."""
 
-    iterations: int = 8
+    iterations: int = 6
+    lengths: tuple[float, ...] = (1.0, 3.0, 9.0)
     least_metres: float = 0.003
     least_radians: float = 0.0003
 
@@ -129,12 +132,17 @@ def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track
     """The poses `(B, 4, 4)` that steps of one level lead to, each on its own."""
     slope = problem.slope(pose)
     more = torch.ones_like(slope.cost)
+    views, tries = torch.arange(len(pose), device=pose.device), len(settings.lengths)
+    every = problem.of(views.repeat_interleave(tries))
+    lengths = torch.tensor(settings.lengths, device=pose.device, dtype=pose.dtype)[:, None]
     for _ in range(settings.iterations):
         diagonal = slope.hessian.diagonal(dim1=1, dim2=2)
         damped = slope.hessian + torch.diag_embed(more[:, None] * problem.level.damping * diagonal + EPSILON)
-        step = -torch.linalg.solve(damped, slope.gradient)
-        there = pose @ se3.exp(step)
-        tried = problem.slope(there)
+        steps = (lengths * -torch.linalg.solve(damped, slope.gradient)[:, None]).flatten(0, 1)
+        there = pose.repeat_interleave(tries, 0) @ se3.exp(steps)
+        tried = every.slope(there)
+        best = tried.cost.view(-1, tries).argmin(1) + views * tries
+        step, there, tried = steps[best], there[best], tried.of(best)
         down = tried.cost < slope.cost
         pose = torch.where(down[:, None, None], there, pose)
         slope = slope.or_where(down, tried)
@@ -186,6 +194,10 @@ class Slope:
     def inside(self) -> Tensor:
         """The weight `(B,)` of all points inside the image."""
         return self.weight.sum(1)
+
+    def of(self, views: Tensor) -> Slope:
+        """Those of some of the poses."""
+        return Slope(**{name: value[views] for name, value in vars(self).items()})
 
     def or_where(self, condition: Tensor, other: Slope) -> Slope:
         """The other's values where the condition `(B,)` holds."""

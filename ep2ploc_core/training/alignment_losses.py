@@ -28,6 +28,9 @@ from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel,
 from ep2ploc_core.visibility import remove_invisible
 
 
+TRAINING_LENGTHS = (1.0, 3.0)  # of the optimizer's steps
+
+
 @dataclass(frozen=True)
 class AlignmentWeights:
     """Factors of the losses, and what they are made of. In a `shown` share of the views points expect what another
@@ -47,7 +50,7 @@ class AlignmentWeights:
     contrastive: float = 0.0
     place: float = 0.2
     points: int = 256
-    iterations: int = 3
+    iterations: int = 2
     nearest: float = 0.03
     farthest: float = 0.7
     pixels: float = 2.0
@@ -106,7 +109,8 @@ def alignment_losses(
         inside = (depth > 0.5) & (pixels > -0.5).all(-1) & (pixels[..., 0] < width) & (pixels[..., 1] < height)
         seen = near.valid & visible & inside
         if weights.reprojection > 0:
-            found = align_features(levels, xyz, start, intrinsics, AlignmentSettings(weights.iterations, 0.0, 0.0))
+            steps = AlignmentSettings(weights.iterations, TRAINING_LENGTHS, least_metres=0.0, least_radians=0.0)
+            found = align_features(levels, xyz, start, intrinsics, steps)
             off = [_distance(pose, xyz, intrinsics, pixels) for pose in found.after_level]
             each = [_mean(torch.log1p(squared / weights.pixels**2), seen) for squared in off]
             losses["reprojection"] = torch.stack(each).mean()

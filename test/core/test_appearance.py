@@ -26,7 +26,7 @@ CONFIG = NetworkConfig(
     image_width=256, descriptor_width=32, image_feature_width=48, point_width=16, classifier_width=64, clusters=4,
     alignment_width=8,
 )  # fmt: skip
-LEVELS = 3
+LEVELS = 2
 
 
 @pytest.fixture(scope="module")
