@@ -27,7 +27,6 @@ from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel, align_features, sample_with_slope
 from ep2ploc_core.visibility import remove_invisible
 
-
 TRAINING_LENGTHS = (1.0, 3.0)  # of the optimizer's steps
 
 
