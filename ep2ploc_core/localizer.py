@@ -369,7 +369,9 @@ class Localizer:
         if self.settings.trace:
             trace = trace_alignment(levels, view.xyz, query.intrinsics, found)
             trace.pixels = (trace.pixels + 0.5) * query.scale - 0.5
-        return Refinement(given_up, cost_before, cost_after, poses, found.covariance[0].cpu().numpy(), trace)
+        return Refinement(
+            given_up, cost_before, cost_after, float(found.likeness), poses, found.covariance[0].cpu().numpy(), trace
+        )
 
     def _conclude(
         self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray

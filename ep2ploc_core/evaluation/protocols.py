@@ -139,6 +139,7 @@ def _refinement_row(refinement: Refinement) -> dict[str, Any]:
         "iterations": refinement.iterations,
         "cost_before": round(refinement.cost_before, 5),
         "cost_after": round(refinement.cost_after, 5),
+        "likeness": round(refinement.likeness, 5),
     }
 
 

@@ -18,6 +18,7 @@ from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.pose.jackknife import part_of_points
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
+LIKENESS_SHIFTS = 5  # points are compared with those a fifth, two fifths, ... of all points farther on
 LEAST_NOISE = 1e-12  # variance of differences between unit vectors
 EPSILON = 1e-6  # added to the diagonal, so that nothing moves where the image tells nothing
 
@@ -73,8 +74,9 @@ class Alignment:
     cost_before, cost_after `(B,)`: mean robust cost of a point on the finest level, at the start and at the end, the
     points weighed alike. inside_before, inside_after `(B,)`: share of the points' weight that lies in the image.
     after_level: the poses after each level. track: all poses, step by step, the start first; level_of: for each of them
-    the number of the level that led to it, the first for the start. covariance `(B, 6, 6)` of `se3.perturb`'s tangent
-    (metres and radians, map axes); only where it was asked for.
+    the number of the level that led to it, the first for the start. likeness `(B,)`: 1 where all points find what they
+    expect at the end, 0 where they find no more of it than other points would at their places. covariance `(B, 6, 6)`
+    of `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
     """
 
     map_from_camera: Tensor
@@ -82,6 +84,7 @@ class Alignment:
     cost_after: Tensor
     inside_before: Tensor
     inside_after: Tensor
+    likeness: Tensor
     after_level: list[Tensor] = field(default_factory=list)
     track: list[Tensor] = field(default_factory=list)
     level_of: list[int] = field(default_factory=list)
@@ -121,6 +124,7 @@ def align_features(
         cost_after=after.cost / finest.total,
         inside_before=before.inside / finest.total,
         inside_after=after.inside / finest.total,
+        likeness=finest.likeness(pose),
         after_level=after_level,
         track=track,
         level_of=level_of,
@@ -262,6 +266,20 @@ class _Problem:
             weight=weight,
             place=(place + 0.5) / size * 2 - 1,
         )
+
+    def likeness(self, map_from_camera: Tensor) -> Tensor:
+        """See Alignment: how much less the points cost than if each expected what some other one does, `(B,)`."""
+        place, inside, _ = self._look(map_from_camera)
+        value, _ = sample_with_slope(self.level.features, self.level.image, place)
+        weight, limit, count = self.weight * inside, self.level.scale**2, value.shape[1]
+
+        def cost(expected: Tensor) -> Tensor:
+            return (weight * limit * torch.log1p(((value - expected) ** 2).sum(-1) / limit)).sum(1)
+
+        others = [
+            cost(self.level.expected.roll(shift * count // LIKENESS_SHIFTS, 1)) for shift in range(1, LIKENESS_SHIFTS)
+        ]
+        return 1 - cost(self.level.expected) / torch.stack(others).mean(0).clamp(min=1e-9)
 
     def _look(self, map_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the points lie in the image, in cells `(B, N, 2)`; which are inside; and the places' derivatives by the

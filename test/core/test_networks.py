@@ -37,10 +37,17 @@ def test_backbones_give_patches_of_any_image_and_learn_from_the_first_layer_on(b
     for height, width in ((64, 96), (96, 256)):
         image, intrinsics = torch.rand(2, 3, height, width), torch.tensor([[100.0, 100, 48, 32]] * 2)
         patches, features = encoder(image, intrinsics)
-        assert patches.shape == (2, 16, height // 8, width // 8) and features.shape == (2, 24, height // 8, width // 8)
-        assert torch.isfinite(patches).all()
+        assert patches.shape == (2, 16, height // 8, width // 8)
+        strides = [(24, 8), *encoder.finer]
+        assert [tuple(one.shape) for one in features] == [(2, count, height // s, width // s) for count, s in strides]
+        assert len(strides) > 1 and torch.isfinite(patches).all()
         (gradient,) = torch.autograd.grad(patches.square().sum(), first)
         assert gradient.abs().max() > 0
+
+
+def test_a_backbone_without_finer_features_has_nothing_to_align() -> None:
+    with pytest.raises(InputError, match="finer than the patches"):
+        EP2PLoc(replace(SMALL, backbone="swin_tiny_patch4_window7_224", patch=4, alignment_width=8))
 
 
 @pytest.mark.parametrize("backbone", BACKBONES[:2])
