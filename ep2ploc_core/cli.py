@@ -27,7 +27,9 @@ app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
 
-Refine = Annotated[str, typer.Option(help="none; align: refine the pose by feature alignment; align_first: the prior.")]
+Refine = Annotated[
+    str, typer.Option(help="align: refine the pose by feature alignment; align_first: the prior; none; auto.")
+]
 Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
 
 
@@ -160,7 +162,7 @@ def localize(
         Path | None, typer.Option(help="Write the refinement, step by step, for the rerun viewer.")
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
-    refine: Refine = "none",
+    refine: Refine = "auto",
     device: Device = "auto",
 ) -> None:
     """Localize one image in a map."""
@@ -234,7 +236,7 @@ def evaluate(
     markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
     plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
-    refine: Refine = "none",
+    refine: Refine = "auto",
     device: Device = "auto",
 ) -> None:
     """Localize queries with known poses and compare."""

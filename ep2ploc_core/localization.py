@@ -15,18 +15,24 @@ from ep2ploc_core.se3 import moved
 @dataclass
 class Refinement:
     """What refining a pose by feature alignment did. given_up: why its result was not taken, empty where it was.
-    cost_before, cost_after: mean robust difference of the finest features; likeness: how much more alike points and
-    image are at the end than by chance, 0..1 (`pose.feature_alignment`). poses `(K + 1, 4, 4)`: map_from_camera, step
-    by step, the start first; covariance `(6, 6)` of the last. trace: with pixels of the given image, undistorted; only
-    where it was asked for."""
+    cost_before, cost_after: mean robust difference of the finest features; likeness_before, likeness_after: how much
+    more alike points and image are than by chance, 0..1 (`pose.feature_alignment`). poses `(K + 1, 4, 4)`:
+    map_from_camera, step by step, the start first; covariance `(6, 6)` of the last. trace: with pixels of the given
+    image, undistorted; only where it was asked for."""
 
     given_up: str
     cost_before: float
     cost_after: float
-    likeness: float
+    likeness_before: float
+    likeness_after: float
     poses: np.ndarray
     covariance: np.ndarray
     trace: AlignmentTrace | None = None
+
+    @property
+    def likeness(self) -> float:
+        """Of the pose that was taken, the last or, where that was given up, the first."""
+        return self.likeness_before if self.given_up else self.likeness_after
 
     @property
     def iterations(self) -> int:

@@ -97,7 +97,7 @@ class Localizer:
         """Raises InputError or CheckpointError where this network cannot do what the settings ask for."""
         if settings.refine not in REFINEMENTS:
             raise InputError(f"The refinement '{settings.refine}' is not known; there are: {', '.join(REFINEMENTS)}.")
-        if settings.refine != "none" and self.network.alignment_head is None:
+        if settings.refine in ("align", "align_first") and self.network.alignment_head is None:
             raise CheckpointError(NOT_LEARNED)
 
     @torch.inference_mode()
@@ -307,7 +307,7 @@ class Localizer:
         first, last = passes[0], passes[-1]
         matches = self._decide(query, last.view, last.scores)
         found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin)
-        if self.settings.refine == "none":
+        if self.settings.refine == "none" or self.network.alignment_head is None:
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
         refinement = self._align(query, view, last.map_from_camera, self.settings.passes[-1].scale)
@@ -319,8 +319,7 @@ class Localizer:
             found.map_from_camera = found.candidate = moved(pose, origin)
             found.covariance = refinement.covariance * self.settings.covariance_scale
             _show(found, matches, agreeing, query, origin)
-        found.refinement = refinement.moved(origin)
-        return found
+        return self._with_likeness(found, refinement.moved(origin))
 
     def _align_prior(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, box: Box
@@ -345,8 +344,14 @@ class Localizer:
         aligned = Matching(view, scores, pose, covariance, jackknife)
         spread = math.sqrt(refinement.covariance[:3, :3].trace())
         found = self._conclude(query, aligned, self._decide(query, view, scores), spread, origin)
-        found.refinement = refinement.moved(origin)
-        return found
+        return self._with_likeness(found, refinement.moved(origin))
+
+    @staticmethod
+    def _with_likeness(found: Localization, refinement: Refinement) -> Localization:
+        """The answer with the refinement, and its part in the evidence."""
+        assert found.evidence is not None
+        evidence = replace(found.evidence, likeness=refinement.likeness)
+        return replace(found, refinement=refinement, evidence=evidence, belief=belief(evidence))
 
     def _align(self, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
         """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
@@ -370,7 +375,14 @@ class Localizer:
             trace = trace_alignment(levels, view.xyz, query.intrinsics, found)
             trace.pixels = (trace.pixels + 0.5) * query.scale - 0.5
         return Refinement(
-            given_up, cost_before, cost_after, float(found.likeness), poses, found.covariance[0].cpu().numpy(), trace
+            given_up,
+            cost_before,
+            cost_after,
+            float(found.likeness_before),
+            float(found.likeness_after),
+            poses,
+            found.covariance[0].cpu().numpy(),
+            trace,
         )
 
     def _conclude(

@@ -40,11 +40,12 @@ class LocalizerSettings:
     so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
     few to tell a spread from. How these were settled: docs/architecture.md.
 
-    `refine`: "none"; "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the
-    passes are made only where that pose is refused. A refinement is given up where it makes the cost of the features
-    higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box), loses more than
-    a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches agree that
-    agreed before. `trace`: every step of the alignment is kept, to be looked at.
+    `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
+    are made only where that pose is refused; "none"; "auto": "align" where the network has learned it, else "none". A
+    refinement is given up where it makes the cost of the features higher, moves a pose by more than the last pass's
+    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, or has
+    less than `least_inliers_kept` of the single matches agree that agreed before. `trace`: every step of it is kept, to
+    be looked at.
     """
 
     radius: float = 60.0
@@ -64,14 +65,14 @@ class LocalizerSettings:
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25
-    refine: str = "none"
+    refine: str = "auto"
     least_inliers_kept: float = 0.8
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 
 
-REFINEMENTS = ("none", "align", "align_first")
+REFINEMENTS = ("auto", "none", "align", "align_first")
 
 
 DEFAULT_SETTINGS = LocalizerSettings()

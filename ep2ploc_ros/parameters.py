@@ -94,9 +94,9 @@ class LocalizerParameters:
         changeable=True,
     )
     refine: str = _setting(
-        "none",
+        "auto",
         "align: poses are refined by feature alignment, which the network must have learned; align_first: the "
-        "predicted pose is, and searched for is only where that is not believed.",
+        "predicted pose is, and searched for is only where that is not believed; auto: align where it was learned.",
         choices=REFINEMENTS,
         changeable=True,
     )

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import json
-from dataclasses import astuple, fields
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +60,7 @@ def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
         hessian = (design * (share * said * (1 - said))[:, None]).T @ design + np.diag(ridge)
         weights = weights + np.linalg.solve(hessian, gradient)
     factors = weights[:-1] / scale
-    return BeliefWeights(*map(float, factors), odds=float(weights[-1] - factors @ mean))
+    return BeliefWeights(tuple(map(float, factors)), float(weights[-1] - factors @ mean))
 
 
 def left_out(sites: dict[str, list[dict[str, Any]]], threshold: float) -> Table:
@@ -125,8 +124,8 @@ def main() -> None:
     console = Console()
     console.print(left_out(sites, arguments.threshold))
     console.print(by_all_rules(evaluations))
-    for field, value in zip(fields(BeliefWeights), astuple(fit(list(sites.values()))), strict=True):
-        console.print(f"{field.name}: float = {value:.3f}")
+    fitted = fit(list(sites.values()))
+    console.print(f"BeliefWeights(({', '.join(f'{factor:.3g}' for factor in fitted.factors)}), {fitted.odds:.3g})")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
 from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
 from ep2ploc_core.localization import Localization, Refinement
+from ep2ploc_core.pose.belief import Evidence
 
 Progress = Callable[[int, int], None]
 
@@ -126,11 +127,15 @@ def result_row(result: Localization) -> dict[str, Any]:
         "num_matches": result.num_matches,
         "num_inliers": result.num_inliers,
         "belief": round(result.belief, 4),
-        "evidence": None if result.evidence is None else {k: round(v, 5) for k, v in asdict(result.evidence).items()},
+        "evidence": None if result.evidence is None else _evidence_row(result.evidence),
         "refinement": None if result.refinement is None else _refinement_row(result.refinement),
         "reason": result.reason,
         "seconds": round(result.seconds, 4),
     }
+
+
+def _evidence_row(evidence: Evidence) -> dict[str, Any]:
+    return {name: None if value is None else round(value, 5) for name, value in asdict(evidence).items()}
 
 
 def _refinement_row(refinement: Refinement) -> dict[str, Any]:
@@ -139,7 +144,8 @@ def _refinement_row(refinement: Refinement) -> dict[str, Any]:
         "iterations": refinement.iterations,
         "cost_before": round(refinement.cost_before, 5),
         "cost_after": round(refinement.cost_after, 5),
-        "likeness": round(refinement.likeness, 5),
+        "likeness_before": round(refinement.likeness_before, 5),
+        "likeness_after": round(refinement.likeness_after, 5),
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
@@ -12,7 +12,8 @@ class Evidence:
     expects (`Localizer`); gain: what the poses found without a part of the image say of that part (`jackknife`), both
     in nats per point; inlier_ratio: share of the single matches that agree with the pose; spread: the standard
     deviation of the position after the first pass, other peaks included, and sigma: after the last one, in units
-    (`map.unit`); parts: how many parts of the image have points enough to be left out."""
+    (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much more alike
+    points and image are at the pose than by chance (`feature_alignment`), None where nothing was aligned."""
 
     score: float
     gain: float
@@ -20,30 +21,35 @@ class Evidence:
     spread: float
     sigma: float
     parts: int
+    likeness: float | None = None
 
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
-        return [self.score, self.gain, self.inlier_ratio, math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
+        logs = [math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
+        return [self.score, self.gain, self.inlier_ratio, *logs, *([] if self.likeness is None else [self.likeness])]
 
 
 @dataclass(frozen=True)
 class BeliefWeights:
-    """Log odds per unit of each feature, in the order of `Evidence.features`, and `odds` where all are zero. Fitted by
-    `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which."""
+    """Log odds per unit of each feature, in the order of `Evidence.features`, and `odds` where all are zero."""
 
-    score: float = 13.1
-    gain: float = 4.33
-    inlier_ratio: float = 9.04
-    log_spread: float = -1.34
-    log_sigma: float = -0.98
-    odds: float = -7.41
+    factors: tuple[float, ...]
+    odds: float
 
 
-def belief(evidence: Evidence, weights: BeliefWeights = BeliefWeights()) -> float:
+# Fitted by `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which.
+UNALIGNED = BeliefWeights((13.1, 4.33, 9.04, -1.34, -0.98), -7.41)
+ALIGNED = BeliefWeights((13.1, 4.33, 9.04, -1.34, -0.98, 0.0), -7.41)
+
+
+def belief(evidence: Evidence, weights: BeliefWeights | None = None) -> float:
     """The probability, 0 to 1, that the pose is within 2.5 voxels' lengths (0.5 m in maps with voxels of 0.2 m) and 5
     degrees of the truth."""
-    *factors, odds = astuple(weights)
-    if not all(map(math.isfinite, astuple(evidence))):
+    if weights is None:
+        weights = UNALIGNED if evidence.likeness is None else ALIGNED
+    numbers = (evidence.score, evidence.gain, evidence.inlier_ratio, evidence.spread, evidence.sigma, evidence.likeness)
+    if not all(number is None or math.isfinite(number) for number in numbers):
         return 0.0
-    log_odds = odds + sum(factor * value for factor, value in zip(factors, evidence.features(), strict=True))
+    features = zip(weights.factors, evidence.features(), strict=True)
+    log_odds = weights.odds + sum(factor * value for factor, value in features)
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, log_odds))))

@@ -74,9 +74,9 @@ class Alignment:
     cost_before, cost_after `(B,)`: mean robust cost of a point on the finest level, at the start and at the end, the
     points weighed alike. inside_before, inside_after `(B,)`: share of the points' weight that lies in the image.
     after_level: the poses after each level. track: all poses, step by step, the start first; level_of: for each of them
-    the number of the level that led to it, the first for the start. likeness `(B,)`: 1 where all points find what they
-    expect at the end, 0 where they find no more of it than other points would at their places. covariance `(B, 6, 6)`
-    of `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
+    the number of the level that led to it, the first for the start. likeness_before, likeness_after `(B,)`: 1 where all
+    points find what they expect, 0 where they find no more of it than other points would at their places. covariance
+    `(B, 6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
     """
 
     map_from_camera: Tensor
@@ -84,7 +84,8 @@ class Alignment:
     cost_after: Tensor
     inside_before: Tensor
     inside_after: Tensor
-    likeness: Tensor
+    likeness_before: Tensor
+    likeness_after: Tensor
     after_level: list[Tensor] = field(default_factory=list)
     track: list[Tensor] = field(default_factory=list)
     level_of: list[int] = field(default_factory=list)
@@ -124,7 +125,8 @@ def align_features(
         cost_after=after.cost / finest.total,
         inside_before=before.inside / finest.total,
         inside_after=after.inside / finest.total,
-        likeness=finest.likeness(pose),
+        likeness_before=finest.likeness(map_from_camera),
+        likeness_after=finest.likeness(pose),
         after_level=after_level,
         track=track,
         level_of=level_of,

@@ -130,13 +130,13 @@ def test_it_finds_the_pose_from_beside_it(seed: int) -> None:
 def test_likeness_tells_a_found_pose_from_one_that_means_nothing() -> None:
     scene = Scene(4, points=500)
     right = align_features(scene.levels, scene.xyz, scene.truth, scene.intrinsics)
-    assert float(right.likeness) > 0.99
+    assert float(right.likeness_after) > 0.99
     elsewhere = [replace(one, expected=one.expected.roll(137, 1)) for one in scene.levels]
-    assert abs(float(align_features(elsewhere, scene.xyz, scene.truth, scene.intrinsics).likeness)) < 0.1
+    assert abs(float(align_features(elsewhere, scene.xyz, scene.truth, scene.intrinsics).likeness_after)) < 0.1
     half = [replace(one, expected=one.expected.clone()) for one in scene.levels]
     for one in half:
         one.expected[:, ::2] = one.expected[:, ::2].roll(137, 1)
-    assert 0.35 < float(align_features(half, scene.xyz, scene.truth, scene.intrinsics).likeness) < 0.65
+    assert 0.35 < float(align_features(half, scene.xyz, scene.truth, scene.intrinsics).likeness_after) < 0.65
 
 
 def test_views_of_a_batch_are_aligned_each_on_its_own() -> None:
