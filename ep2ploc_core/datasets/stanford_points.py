@@ -7,6 +7,7 @@ otherwise than its room (Area_6/copyRoom_1/copy_Room_1.txt).
 
 from __future__ import annotations
 
+import io
 import re
 import warnings
 from pathlib import Path
@@ -57,15 +58,14 @@ def read_piece(file: Path, number: int, piece: int = PIECE) -> np.ndarray:
     except OSError as error:
         raise InputError(f"The points {file} cannot be read: {error.strerror}.") from error
     text = _CONTROL.sub(b" ", text)
-    rows = text.count(b"\n") + (not text.endswith(b"\n") and bool(text.strip()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of text that is no numbers; the count tells
-        try:
-            numbers = np.fromstring(text, sep=" ")
-        except ValueError:
-            numbers = np.zeros(0)
-    if len(numbers) == _COLUMNS * rows and np.isfinite(numbers).all():
-        return numbers.reshape(-1, _COLUMNS)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # of no rows at all
+            rows = np.loadtxt(io.BytesIO(text), ndmin=2, comments=None)
+        if rows.shape[1] == _COLUMNS and np.isfinite(rows).all():
+            return rows
+    except ValueError:
+        pass  # row by row, then
     lines = [line for line in text.splitlines() if line.strip()]
     sound = [row for row in map(_numbers, lines) if row is not None]
     if len(lines) - len(sound) > max(2, _MOST_BAD * len(lines)) or (lines and not sound):

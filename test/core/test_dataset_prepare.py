@@ -28,6 +28,7 @@ from ep2ploc_core.datasets.stanford_cameras import FRAMES_PER_LOCATION
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.sources import mapping_images, reopen_source
+from ep2ploc_core.training import scenes
 from ep2ploc_core.training.config import load_config
 from ep2ploc_core.training.scenes import load_scenes, map_scene
 
@@ -77,14 +78,17 @@ def test_kitti_scans_around_queries_and_while_waiting_are_not_in_the_map(kitti: 
     assert (gaps >= 20).all()
 
 
-def test_kitti_split_and_next_commands(kitti: tuple[Path, Path]) -> None:
+def test_kitti_split_and_next_commands(kitti: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = kitti
+    monkeypatch.setattr(scenes, "_HELD_IMAGES", 10)  # so that the images of such a scene are read when asked for
     split = yaml.safe_load((out / "split.yaml").read_text())
     assert (split["train"], split["test"]) == (["03"], ["10"])
     config = load_config(out / "train.yaml", [])
     assert config.maps == [str((out / "03/map").resolve())]
     (scene,) = load_scenes(config.drives, config.pairs, config.pair_ranges, maps=config.maps)
+    assert isinstance(scene.images, scenes.ImageFiles)
     assert len(scene.images) == len(scene.cameras) and scene.images[0].shape == (120, 320, 3)
+    assert len(scene.images[3:5]) == 2 and np.array_equal(scene.images[3:5][1], scene.images[4])
     says = prepare("kitti", source, out, "--sequences", "10,03", "--queries", "4")
     for command in (
         f"ep2ploc train --site {out}/10/map",
