@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
 
 app = typer.Typer(
@@ -26,6 +27,7 @@ queries_app = typer.Typer(no_args_is_help=True, help="Query images with known po
 app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
+app.add_typer(dataset_app, name="dataset")
 
 Refine = Annotated[
     str, typer.Option(help="align: refine the pose by feature alignment; align_first: the prior; none; auto.")

@@ -59,7 +59,8 @@ class RgbdSource:
     The intensity of a point is the grey value where the colour camera sees it. Frames whose pose holds NaN or infinity,
     as the layout marks lost ones, are left out. `camera`: calibration of the depth camera, instead of
     camera-intrinsics.txt; without either, that of 7-Scenes. `colour_camera`: that of the colour camera, which is taken
-    to be in the same place; without it, the same calibration. `hold_out`: frame numbers.
+    to be in the same place; without it, the same calibration. `hold_out`: frame numbers. `sequences`: numbers N of the
+    seq-N directories to take, all by default.
     """
 
     has_poses = True
@@ -70,12 +71,14 @@ class RgbdSource:
         camera: Path | str | None = None,
         hold_out: list[int] | None = None,
         colour_camera: Path | str | None = None,
+        sequences: list[int] | None = None,
     ) -> None:
         self.path = Path(path)
+        self.sequences = None if sequences is None else sorted(sequences)
         self.camera_file = None if camera is None else Path(camera)
         self.colour_camera_file = None if colour_camera is None else Path(colour_camera)
         self.hold_out = sorted(hold_out or [])
-        self.frames = find_frames(self.path)
+        self.frames = find_frames(self.path, self.sequences)
         self.camera = self._read_camera()
         self.colour_camera = self._read_colour_camera()
         self._scan_frames = [frame for frame in self.frames if frame.depth_path and self._kept(frame, SCAN_MARGIN)]
@@ -116,7 +119,7 @@ class RgbdSource:
         """What the map remembers of its source, enough to open it again, and which way is `up` in its frame."""
         if self._up is None:
             self._up = self._find_up()
-        return {
+        description = {
             "kind": "rgbd",
             "path": str(self.path.resolve()),
             "camera": None if self.camera_file is None else str(self.camera_file.resolve()),
@@ -124,6 +127,8 @@ class RgbdSource:
             "hold_out": self.hold_out,
             "up": self._up.tolist(),
         }
+        # Only where it was asked for, so that maps of whole recordings are still known by what they say of themselves.
+        return description if self.sequences is None else {**description, "sequences": self.sequences}
 
     def _kept(self, frame: RgbdFrame, margin: int) -> bool:
         return far_from(self.hold_out, frame.index, margin)
@@ -187,15 +192,19 @@ class RgbdSource:
         return up_direction(cross / areas[:, None], areas, guess)
 
 
-def find_frames(path: Path | str) -> list[RgbdFrame]:
-    """The frames with a pose in `path`, or in all its `seq-N` directories, by number. Raises InputError when there is
-    none, or a pose file holds something else than a pose."""
+def find_frames(path: Path | str, chosen: list[int] | None = None) -> list[RgbdFrame]:
+    """The frames with a pose in `path`, or in all its `seq-N` directories or those whose N is `chosen`, by number.
+    Raises InputError when there is none, or a pose file holds something else than a pose."""
     path = Path(path)
     sequences = {0: path}
     if path.is_dir() and not _pose_files(path):
         folders = {folder: re.fullmatch(r"seq-([0-9]{1,4})", folder.name) for folder in path.iterdir()}
         sequences = {int(name[1]): folder for folder, name in folders.items() if name}
+    if chosen is not None:
+        sequences = {number: folder for number, folder in sequences.items() if number in chosen}
     files = {(sequence, number): file for sequence in sequences for number, file in _pose_files(sequences[sequence])}
+    if not files and chosen is not None:
+        raise InputError(f"{path} has no frame with a pose in its sequences {', '.join(map(str, chosen))}.")
     if not files:
         raise InputError(f"{path} is no RGB-D recording: neither it nor a seq-01 in it has frame-000000.pose.txt.")
     step = 10 ** max(3, len(str(max(number for _, number in files))))

@@ -7,6 +7,7 @@ the grid of voxels. A frame's own scan and a randomly wide run of its neighbours
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import cv2
@@ -71,12 +72,12 @@ class Surface:
 
 @dataclass
 class Scene:
-    """One place: map points, and images taken in it. images: list of `(H, W, 3)` uint8; map_from_camera `(n, 4, 4)`;
+    """One place: map points, and images taken in it. images: `(H, W, 3)` uint8 each; map_from_camera `(n, 4, 4)`;
     frames `(n,)`: the frame number of each image, by which its own scan is found in `points.seen`, or None when the
     map is the image's own scan; spacing: metres between map points."""
 
     points: MapPoints
-    images: list[np.ndarray]
+    images: Sequence[np.ndarray]
     cameras: list[Camera]
     map_from_camera: np.ndarray
     frames: np.ndarray | None

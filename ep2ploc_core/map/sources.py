@@ -14,6 +14,7 @@ from ep2ploc_core.datasets.kitti import Frame, KittiDrive
 from ep2ploc_core.datasets.kitti_odometry import KittiOdometrySource
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.datasets.rgbd import RgbdSource
+from ep2ploc_core.datasets.stanford2d3ds import StanfordSource
 from ep2ploc_core.datasets.trajectory import write_trajectory
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.build_directory import fingerprint
@@ -133,7 +134,10 @@ def reopen_source(description: dict[str, Any]) -> ScanSource:
     if kind == "cloud_file":
         return CloudFileSource(path, poses)
     if kind == "rgbd":
-        return RgbdSource(path, description.get("camera"), hold_out, description.get("colour_camera"))
+        cameras = description.get("camera"), description.get("colour_camera")
+        return RgbdSource(path, cameras[0], hold_out, cameras[1], description.get("sequences"))
+    if kind == "stanford_area":
+        return StanfordSource(path, description.get("cameras", []), hold_out, description.get("turns"))
     if kind == "ros2_bag":
         from ep2ploc_core.datasets.bag_reader import BagSource  # only bags need the bag library
 
@@ -171,7 +175,8 @@ def with_estimated_poses(
 
 def mapping_images(source: ScanSource) -> list[PosedImage]:
     """The images with poses that a recording brings; raises InputError when there is none to learn from."""
-    images = source.images if isinstance(source, KittiSource | KittiOdometrySource | RgbdSource) else []
+    with_images = KittiSource | KittiOdometrySource | RgbdSource | StanfordSource
+    images = source.images if isinstance(source, with_images) else []
     if not images:
         raise InputError(
             f"{source.describe()['path']} has no image with a pose that is not held out, so there is nothing to learn "

@@ -18,14 +18,16 @@ from ep2ploc_core.training.trainer import Schedule
 
 @dataclass
 class TrainConfig:
-    """`drives`: KITTI raw drives; `pairs`: a directory in KITTI object layout, with the range of numbers to take for
-    each first letter of the names; `streets`: how many synthetic streets of `street_frames` images to make and learn
-    from, seeds FIRST_STREET and up; `start_from`: weights to begin with, or empty; `network` then counts only for what
-    they lack, the features for the refinement by alignment."""
+    """`drives`: KITTI raw drives; `maps`: maps, learned from with the images of their recordings; `pairs`: a directory
+    in KITTI object layout, with the range of numbers to take for each first letter of the names; `streets`: how many
+    synthetic streets of `street_frames` images to make and learn from, seeds FIRST_STREET and up; `start_from`: weights
+    to begin with, or empty; `network` then counts only for what they lack, the features for the refinement by
+    alignment."""
 
     out: str = "out/training"
     device: str = "auto"
     drives: list[str] = field(default_factory=list)
+    maps: list[str] = field(default_factory=list)
     pairs: str = ""
     pair_ranges: dict[str, list[int]] = field(default_factory=dict)
     streets: int = 0

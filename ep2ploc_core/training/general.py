@@ -33,7 +33,7 @@ def train_network(device: torch.device, config: TrainConfig) -> None:
         task = progress.add_task("reading data", total=None)
         scenes = load_scenes(
             drives, config.pairs, config.pair_ranges,
-            lambda done, total: progress.update(task, completed=done, total=total),
+            lambda done, total: progress.update(task, completed=done, total=total), config.maps,
         )  # fmt: skip
     OmegaConf.save(OmegaConf.structured(config), out / "config.yaml")
     sampler = Sampler(scenes, network.config.image_width, config.sampling, config.schedule.seed)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import overload
 
 import numpy as np
 
@@ -15,6 +16,29 @@ from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
 from ep2ploc_core.map.sources import KittiSource, mapping_images, reopen_source
 from ep2ploc_core.map.unit import UNIT_VOXEL, NetworkFrame
+
+_HELD_IMAGES = 1000  # of a scene in memory; a KITTI odometry sequence of 4,500 images would take 6 GB
+
+
+class ImageFiles(Sequence[np.ndarray]):
+    """Images `(H, W, 3)` uint8 that are read each time that one is asked for."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self.paths = paths
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    @overload
+    def __getitem__(self, index: int) -> np.ndarray: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> ImageFiles: ...
+
+    def __getitem__(self, index: int | slice) -> np.ndarray | ImageFiles:
+        if isinstance(index, slice):
+            return ImageFiles(self.paths[index])
+        return read_image(self.paths[index])
 
 
 def drive_scene(source: ScanSource, voxel_size: float = 0.2) -> Scene:
@@ -34,9 +58,10 @@ def map_scene(point_map: PointMap) -> Scene:
 
 def _scene(source: ScanSource, points: MapPoints, spacing: float) -> Scene:
     images = mapping_images(source)
+    files = ImageFiles([image.path for image in images])
     return Scene(
         points=points,
-        images=[read_image(image.path) for image in images],
+        images=list(files) if len(files) <= _HELD_IMAGES else files,
         cameras=[image.camera for image in images],
         map_from_camera=np.stack([image.map_from_camera for image in images]),
         frames=np.array([image.frame for image in images]),
@@ -83,15 +108,21 @@ def load_scenes(
     pairs: str,
     pair_ranges: dict[str, list[int]],
     progress: Callable[[int, int], None] = lambda done, total: None,
+    maps: Sequence[str] = (),
 ) -> list[Scene]:
     """All scenes of a training configuration."""
     names = pair_names(Path(pairs), pair_ranges) if pairs else []
-    total = len(drives) + len(names)
+    total = len(drives) + len(names) + len(maps)
     if total == 0:
-        raise InputError("The training has no data: name KITTI raw drives in `drives` or a directory in `pairs`.")
+        raise InputError(
+            "The training has no data: name KITTI raw drives in `drives`, maps in `maps` or a directory in `pairs`."
+        )
     scenes = []
     for drive in drives:
         scenes.append(drive_scene(KittiSource(Path(drive))))
+        progress(len(scenes), total)
+    for path in maps:
+        scenes.append(map_scene(PointMap.open(path)))
         progress(len(scenes), total)
     for name in names:
         scenes.append(pair_scene(Path(pairs), name))
