@@ -101,8 +101,17 @@ class PapersSolver(Localizer):
         return Matching(view, scores, found, covariance, Jackknife(torch.zeros(6, 6), gain=0.0, parts=8))
 
 
+class DescriptorsAlone(Localizer):
+    """Points expect what their descriptors tell, as in a map without images."""
+
+    def _descriptors(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
+        return super()._descriptors(*arguments)[0], None
+
+
+SEARCHED = LocalizerSettings(refine="none")
+ALIGNED = LocalizerSettings(refine="align")
 # Their evidence is none that the belief was fitted to.
-UNWEIGHED = LocalizerSettings(least_belief=0.0)
+UNWEIGHED = replace(SEARCHED, least_belief=0.0)
 
 
 @dataclass(frozen=True)
@@ -112,7 +121,7 @@ class Variant:
     name: str
     trained: str = "ours"
     localizer: type[Localizer] = Localizer
-    settings: LocalizerSettings = field(default_factory=LocalizerSettings)
+    settings: LocalizerSettings = SEARCHED
     swap: bool = False
 
 
@@ -125,19 +134,35 @@ class Adaptation:
     with_codes: bool = True
 
 
+def with_alignment(**weights: float) -> LossWeights:
+    """The losses of an adaptation with other weights for those of the alignment."""
+    return replace(SITE_LOSSES, alignment=replace(SITE_LOSSES.alignment, **weights))
+
+
 ADAPTATIONS = {
     "ours": Adaptation(),
     "mlp": Adaptation({"score": "mlp"}),
     "no_pose_loss": Adaptation(losses=replace(SITE_LOSSES, pose=0.0, patch=1.0)),
     "no_codes": Adaptation(with_codes=False),
     "view": Adaptation({"encode": "view"}, with_codes=False),
+    "no_reprojection": Adaptation(losses=with_alignment(reprojection=0.0)),
+    "no_gauss_newton": Adaptation(losses=with_alignment(gauss_newton=0.0)),
+    "no_place": Adaptation(losses=with_alignment(place=0.0)),
+    "contrastive": Adaptation(losses=with_alignment(contrastive=0.3)),
 }
 VARIANTS = (
     Variant("ours"),
     Variant("ours, another frame's image", swap=True),
+    Variant("aligned", settings=ALIGNED),
+    Variant("aligned, another frame's image", settings=ALIGNED, swap=True),
+    Variant("aligned, by descriptors alone", localizer=DescriptorsAlone, settings=ALIGNED),
+    Variant("aligned, no reprojection loss", "no_reprojection", settings=ALIGNED),
+    Variant("aligned, no Gauss-Newton loss", "no_gauss_newton", settings=ALIGNED),
+    Variant("aligned, no loss on the place", "no_place", settings=ALIGNED),
+    Variant("aligned, contrastive loss too", "contrastive", settings=ALIGNED),
     Variant("the paper's score MLP", "mlp"),
     Variant("the paper's IPR", localizer=PapersVisibility),
-    Variant("one pass", settings=LocalizerSettings(passes=(FIRST_PASS,))),
+    Variant("one pass", settings=replace(SEARCHED, passes=(FIRST_PASS,))),
     Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver, settings=UNWEIGHED),
     Variant("no pose loss", "no_pose_loss"),
     Variant("no pose loss and no search", "no_pose_loss", PapersSolver, UNWEIGHED),
@@ -187,12 +212,13 @@ def evaluate(variant: Variant, map_path: Path, queries: Queries, repeats: int) -
         return evaluate_tracking(localizer, queries, TrackingProtocol(repeats=repeats, swap=variant.swap), progress)
 
 
-def run(map_path: Path, queries: Queries, out: Path, steps: int, repeats: int) -> str:
-    """Adapts, evaluates, writes both files after each row; returns the table in Markdown."""
+def run(map_path: Path, queries: Queries, out: Path, steps: int, repeats: int, only: str) -> str:
+    """Adapts, evaluates, writes both files after each row; returns the table in Markdown. only: rows whose name has
+    this in it, besides the first."""
     out.mkdir(parents=True, exist_ok=True)
     reports: dict[str, Any] = {}
     table = ""
-    for variant in VARIANTS:
+    for variant in (one for one in VARIANTS if only in one.name or one is VARIANTS[0]):
         console.print(f"{variant.name} ({variant.trained})")
         site = out / f"{variant.trained}_{steps}"
         adapt(ADAPTATIONS[variant.trained], map_path, site, steps)
@@ -213,8 +239,10 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--steps", type=int, default=SITE_SCHEDULE.steps)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", default="", help="rows with this in their name; all by default")
     arguments = parser.parse_args()
-    run(arguments.map, Queries(arguments.queries), arguments.out, arguments.steps, arguments.repeats)
+    queries = Queries(arguments.queries)
+    run(arguments.map, queries, arguments.out, arguments.steps, arguments.repeats, arguments.only)
 
 
 if __name__ == "__main__":
