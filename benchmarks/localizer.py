@@ -1,9 +1,10 @@
 """How long one image takes, stage by stage, how much memory that needs, and how large the network is.
 
     .venv/bin/python benchmarks/localizer.py [--map MAP --queries QUERIES] [--images 10] [--threads 1 2]
+        [--refine align_first --share 0.05]
 
 Without a map: on a synthetic street that it makes and maps itself, with the weights as shipped. Each image starts up to
-2 m and 10 degrees off. Medians over the images, after two that are not counted; a stage of both passes has two
+2 m and 10 degrees off, or a `--share` of that. Medians over the images, after two that are not counted; a stage of both passes has two
 numbers. `whole, own time` is the process's own time, of all its threads: where, on one thread, the whole takes much
 longer, something else was using the machine. What happens between the stages is in `rest`.
 """
@@ -35,6 +36,7 @@ from ep2ploc_core.datasets.queries import Queries, write_queries
 from ep2ploc_core.datasets.sampling import draw_start
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import REFINEMENTS, LocalizerSettings
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
@@ -75,7 +77,7 @@ def street(folder: Path) -> tuple[Path, Path]:
     return folder / "map", folder / "queries"
 
 
-def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, list[float]]:
+def measure(localizer: Localizer, queries: Queries, images: int, share: float) -> dict[str, list[float]]:
     """Median milliseconds of each stage, one for each time that it runs in an image."""
     assert queries.map_from_camera is not None
     random = np.random.default_rng(SEED)
@@ -89,13 +91,15 @@ def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, li
         (ep2ploc_core.localizer, "search_pose", "search on score maps"),
         (localizer, "_decide", "single matches"),
         (localizer, "_conclude", "score"),
+        (localizer.network, "dense_features", "dense features"),
+        (localizer, "_align", "alignment"),
     ]
     names = [stage for _, _, stage in stages] + ["rest", "whole", "whole, own time"]
     counted: dict[str, list[list[float]]] = {name: [] for name in names}
     for number in range(-WARM_UP, images):
         index = number % len(queries)
         truth, image = queries.map_from_camera[index], queries.image(index)
-        error = draw_start(random, 1.0) * np.repeat([unit_of(localizer.point_map.voxel_size), 1.0], 3)
+        error = draw_start(random, share) * np.repeat([unit_of(localizer.point_map.voxel_size), 1.0], 3)
         start = truth @ se3.exp(torch.from_numpy(error)).numpy()
         watch = Stopwatch()
         with ExitStack() as watched:
@@ -106,7 +110,7 @@ def measure(localizer: Localizer, queries: Queries, images: int) -> dict[str, li
             whole, own = time.perf_counter() - begun, time.process_time() - own
         calls = watch.calls
         for outer, inner in (
-            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("score", "single matches")
+            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("alignment", "dense features")
         ):  # fmt: skip
             calls[outer] = [
                 total - part for total, part in zip(calls.get(outer, []), calls.get(inner, []), strict=False)
@@ -134,6 +138,8 @@ def main() -> None:
     parser.add_argument("--queries", type=Path, help="queries with poses in that map")
     parser.add_argument("--images", type=int, default=10)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--refine", choices=REFINEMENTS, default="auto")
+    parser.add_argument("--share", type=float, default=1.0, help="of the start error")
     arguments = parser.parse_args()
     if (arguments.map is None) != (arguments.queries is None):
         parser.error("give --map and --queries, or neither")
@@ -145,12 +151,12 @@ def main() -> None:
             parser.error(f"{where[1]} has no poses.txt to start near")
         site = where[0] / SITE_CHECKPOINT
         network = load_network(site if site.exists() else "edge")
-        localizer = Localizer(network, point_map)
+        localizer = Localizer(network, point_map, settings=LocalizerSettings(refine=arguments.refine))
         columns = []
         for threads in arguments.threads:
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
-            columns.append(measure(localizer, queries, arguments.images))
+            columns.append(measure(localizer, queries, arguments.images, arguments.share))
 
         size = f"{queries.camera.width}x{queries.camera.height}"
         title = f"One image {size}, map of {len(point_map):,} points"
