@@ -4,9 +4,9 @@
         [--refine align_first --share 0.05]
 
 Without a map: on a synthetic street that it makes and maps itself, with the weights as shipped. Each image starts up to
-2 m and 10 degrees off, or a `--share` of that. Medians over the images, after two that are not counted; a stage of both passes has two
-numbers. `whole, own time` is the process's own time, of all its threads: where, on one thread, the whole takes much
-longer, something else was using the machine. What happens between the stages is in `rest`.
+2 m and 10 degrees off, or a `--share` of that. Medians over the images, after two that are not counted; a stage of both
+passes has two numbers. `whole, own time` is the process's own time, of all its threads: where, on one thread, the whole
+takes much longer, something else was using the machine. What happens between the stages is in `rest`.
 """
 
 from __future__ import annotations
