@@ -30,6 +30,7 @@ from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.place_index import open_places
@@ -101,7 +102,9 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
         run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
         point_map = PointMap.open(point_map.path)
     with stages("the network adapted to the site"):
-        reports |= _evaluate(point_map, str(point_map.path / SITE_CHECKPOINT), queries, "adapted")
+        adapted = str(point_map.path / SITE_CHECKPOINT)
+        reports |= _evaluate(point_map, adapted, queries, "adapted, not refined", "none")
+        reports |= _evaluate(point_map, adapted, queries, "adapted")
         reports |= _evaluate_without_guess(point_map, queries)
     assert queries.map_from_camera is not None
     distance = distance_to_mapping(point_map, queries.map_from_camera)
@@ -195,11 +198,14 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     return point_map
 
 
-def _evaluate(point_map: PointMap, checkpoint: str, queries: Queries, name: str) -> dict[str, Any]:
-    localizer = Localizer(load_network(checkpoint), point_map)
+def _evaluate(
+    point_map: PointMap, checkpoint: str, queries: Queries, name: str, refine: str = "auto"
+) -> dict[str, Any]:
+    """Reports by name: of the right images, and of the control; without a refinement of the right ones alone."""
+    localizer = Localizer(load_network(checkpoint), point_map, settings=LocalizerSettings(refine=refine))
     torch.set_num_threads(1)  # as the node
     reports = {}
-    for swap in (False, True):
+    for swap in (False,) if refine == "none" else (False, True):
         title = f"{name}, another frame's image" if swap else name
         with progress_bar(title) as progress:
             protocol = TrackingProtocol(repeats=1 if swap else REPEATS, swap=swap)
