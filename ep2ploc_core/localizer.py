@@ -32,6 +32,8 @@ from ep2ploc_core.pose.score_search import evidence_of_parts, search_pose
 from ep2ploc_core.se3 import moved
 from ep2ploc_core.visibility import remove_invisible
 
+BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
+
 
 @dataclass
 class Query:
@@ -225,7 +227,7 @@ class Localizer:
         """The points of a view against the patches of the image. Raises CheckpointError when the weights are broken."""
         scores = self.network.classify(view, query.features.patches, query.intrinsics)
         if not torch.isfinite(scores.log_likelihood_none + scores.confidence).all():  # each holds all of its patches
-            raise CheckpointError("The network's answers are no numbers: its weights are broken; train it again.")
+            raise CheckpointError(BROKEN)
         return scores
 
     def _posterior(self, query: Query, view: PointView, scores: PatchScores, guess: Tensor, box: Box) -> PosePosterior:
@@ -313,7 +315,13 @@ class Localizer:
         refinement = self._align(query, view, last.map_from_camera, self.settings.passes[-1].scale)
         pose = refinement.poses[-1]
         agreeing = self._agreeing(query, matches, pose)
-        if not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
+        assert found.covariance is not None
+        known, before = (each[:3, :3].trace() for each in (refinement.covariance, last.covariance.numpy()))
+        if last.jackknife is not None:
+            before += float(last.jackknife.covariance[:3, :3].trace())
+        if not refinement.given_up and known > before:
+            refinement.given_up = "it tells the place less well than the search"
+        elif not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
             refinement.given_up = "fewer matches agree with its pose"
         if not refinement.given_up:
             found.map_from_camera = found.candidate = moved(pose, origin)
@@ -362,14 +370,17 @@ class Localizer:
         poses = torch.cat(found.track).double().cpu().numpy()
         cost_before, cost_after = float(found.cost_before), float(found.cost_after)
         way = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
+        if found.covariance is None:
+            raise CheckpointError(BROKEN)
         given_up = ""
-        if not cost_after <= cost_before:  # nor where they are no numbers
+        if not found.inside_before > 0:
+            given_up = "no point that could be aligned is in the image"
+        elif not cost_after <= cost_before:  # nor where they are no numbers
             given_up = "it made the features less alike"
         elif way.max() > farthest:
             given_up = "it left the surroundings of the pose that it began with"
         elif found.inside_after < 0.9 * found.inside_before:
             given_up = "it moved points out of the image"
-        assert found.covariance is not None
         trace = None
         if self.settings.trace:
             trace = trace_alignment(levels, view.xyz, query.intrinsics, found)

@@ -43,9 +43,9 @@ class LocalizerSettings:
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it, else "none". A
     refinement is given up where it makes the cost of the features higher, moves a pose by more than the last pass's
-    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, or has
-    less than `least_inliers_kept` of the single matches agree that agreed before. `trace`: every step of it is kept, to
-    be looked at.
+    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, tells the
+    place less well than the search, or has less than `least_inliers_kept` of the single matches agree that agreed
+    before. `trace`: every step of it is kept, to be looked at.
     """
 
     radius: float = 60.0

@@ -34,8 +34,10 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def with_evidence(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that came as far as a pose."""
-    return [row for row in rows if row["evidence"] is not None]
+    """Those that came as far as a pose, and to an alignment where others did."""
+    found = [row for row in rows if row["evidence"] is not None]
+    aligned = [row for row in found if row["evidence"].get("likeness") is not None]
+    return aligned or found
 
 
 def is_right(row: dict[str, Any]) -> bool:

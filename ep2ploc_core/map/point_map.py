@@ -90,12 +90,17 @@ class MapPoints:
 
     @classmethod
     def concatenate(cls, parts: list[MapPoints]) -> MapPoints:
-        """All points of all parts; descriptors only if every part has them."""
+        """All points of all parts; descriptors only if every part has them. Where some lack what images show of the
+        points, since it was never added or not yet, it is zero, which stands for unknown."""
         if not parts:
             return cls.from_structured(np.zeros(0, POINT_TYPE))
         descriptors = None
-        if all(part.descriptors is not None for part in parts):
-            descriptors = np.concatenate([part.descriptors for part in parts if part.descriptors is not None])
+        given = [part.descriptors for part in parts if part.descriptors is not None]
+        if len(given) == len(parts):
+            width = max(each.shape[1] for each in given)
+            descriptors = np.concatenate([
+                each if each.shape[1] == width else np.pad(each, ((0, 0), (0, width - each.shape[1]))) for each in given
+            ])  # fmt: skip
         return cls(
             np.concatenate([part.xyz for part in parts]),
             np.concatenate([part.attributes for part in parts]),

@@ -173,6 +173,9 @@ def with_estimated_poses(
     return reopen_source({**description, "poses": str(file.resolve()), "hold_out": hold_out})
 
 
+WITHOUT_IMAGES = ("cloud_file", "ros2_bag")  # kinds of recordings
+
+
 def mapping_images(source: ScanSource) -> list[PosedImage]:
     """The images with poses that a recording brings; raises InputError when there is none to learn from."""
     with_images = KittiSource | KittiOdometrySource | RgbdSource | StanfordSource

@@ -108,7 +108,8 @@ def align_features(
     """Aligns B views, each of N points `xyz` `(B, N, 3)`, from the poses `(B, 4, 4)`; intrinsics `(B, 4)` in pixels.
 
     levels: coarse to fine. Differentiable in everything about the levels. box `(6,)` (metres, radians): standard
-    deviations of a prior, which a covariance is then limited to; without it none is computed.
+    deviations of a prior, which a covariance is then limited to; without it, or where costs are no numbers, none is
+    computed.
     """
     finest = _Problem.at(levels[-1], xyz, map_from_camera, intrinsics)
     before = finest.slope(map_from_camera)
@@ -130,7 +131,7 @@ def align_features(
         after_level=after_level,
         track=track,
         level_of=level_of,
-        covariance=None if box is None else _covariances(finest, pose, box),
+        covariance=_covariances(finest, pose, box) if box is not None and after.cost.isfinite().all() else None,
     )
 
 
@@ -281,7 +282,8 @@ class _Problem:
         others = [
             cost(self.level.expected.roll(shift * count // LIKENESS_SHIFTS, 1)) for shift in range(1, LIKENESS_SHIFTS)
         ]
-        return 1 - cost(self.level.expected) / torch.stack(others).mean(0).clamp(min=1e-9)
+        by_chance = torch.stack(others).mean(0)
+        return torch.where(by_chance > 0, 1 - cost(self.level.expected) / by_chance.clamp(min=1e-9), 0)
 
     def _look(self, map_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Where the points lie in the image, in cells `(B, N, 2)`; which are inside; and the places' derivatives by the

@@ -152,9 +152,10 @@ def _appearances(
         among = (batch.cloud == cloud[image]).nonzero().squeeze(1)
         visible = remove_invisible(batch.xyz[among], poses[image], batch.intrinsics[image], size, UNIT_VOXEL)
         seen[image, among[visible.index]] = True
-    appearance = network.alignment_head.observe(
-        dense, chosen, batch.intrinsics[chosen], poses[chosen], batch.xyz[points]
-    )
+    with torch.autocast(points.device.type, enabled=False):
+        appearance = network.alignment_head.observe(
+            dense, chosen, batch.intrinsics[chosen], poses[chosen], batch.xyz[points]
+        )
     kept = seen[chosen[:, None], points] & (shown & other.any(1))[:, None]
     return appearance * kept[..., None]
 

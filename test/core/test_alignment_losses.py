@@ -30,7 +30,7 @@ LOSSES = ("reprojection", "gauss_newton", "contrastive", "place")
 @pytest.fixture(scope="module")
 def batch(tmp_path_factory: pytest.TempPathFactory) -> Batch:
     scene = drive_scene(KittiSource(write_synthetic_drive(tmp_path_factory.mktemp("drive"), frames=12, seed=5)))
-    settings = SamplingSettings(images=2, group=1, starts=2, points=256, world=False)
+    settings = SamplingSettings(images=2, group=2, starts=2, points=256, world=False)
     return Sampler([scene], TINY.image_width, settings, seed=0).batch(0, 1.0)
 
 

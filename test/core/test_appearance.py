@@ -80,23 +80,30 @@ def test_a_point_keeps_what_the_one_image_shows_at_its_place(drive: Path, networ
     ], 1)  # fmt: skip
     likeness = (kept[known, -1, :-1] * seen / np.linalg.norm(seen, axis=1, keepdims=True)).sum(1)
     assert np.median(likeness) > 0.98 and np.quantile(likeness, 0.05) > 0.9
-    np.testing.assert_allclose(kept[known, -1, -1], 1, atol=0.02)  # one image agrees with itself
+    sure = cv2.remap(
+        dense.confidence[0].numpy(), place[None, :, 0], place[None, :, 1], cv2.INTER_LINEAR,
+        borderMode=cv2.BORDER_REPLICATE,
+    )[0]  # fmt: skip
+    np.testing.assert_allclose(kept[known, -1, -1], sure, atol=0.05)  # one image agrees with itself
 
 
-def test_views_that_disagree_are_worth_less() -> None:
-    """Worth is the squared length of the mean of unit vectors: 1, cos^2 of half the angle between two, next to none."""
+def test_views_that_disagree_or_are_unsure_are_worth_less() -> None:
+    """Worth is the squared length of the mean of unit vectors (cos^2 of half the angle between two) times the mean
+    confidence. A row: features times weights, weights, nearness."""
     first, aside = torch.tensor([1.0, 0.0]), torch.tensor([0.0, 1.0])
     sums = torch.stack([
-        torch.cat([2 * first + first, torch.tensor([3.0])]),
-        torch.cat([first + aside, torch.tensor([2.0])]),
-        torch.cat([first - first, torch.tensor([2.0])]),
-        torch.zeros(3),
+        torch.cat([3 * first, torch.tensor([3.0, 3.0])]),
+        torch.cat([first + aside, torch.tensor([2.0, 2.0])]),
+        torch.cat([first - first, torch.tensor([2.0, 2.0])]),
+        torch.cat([0.5 * first, torch.tensor([0.5, 2.0])]),
+        torch.zeros(4),
     ])  # fmt: skip
     kept = module._quantized(sums[:, None])[:, 0].numpy()
     np.testing.assert_array_equal(kept[0], [127, 0, 127])
     np.testing.assert_allclose(kept[1], [90, 90, 64], atol=1)
     np.testing.assert_array_equal(kept[2], [0, 0, 1])
-    np.testing.assert_array_equal(kept[3], [0, 0, 0])
+    np.testing.assert_allclose(kept[3], [127, 0, 32], atol=1)
+    np.testing.assert_array_equal(kept[4], [0, 0, 0])
 
 
 def test_the_descriptors_before_it_and_the_places_are_the_same(drive: Path, network: EP2PLoc, tmp_path: Path) -> None:
@@ -157,3 +164,40 @@ def test_points_far_from_a_camera_are_left_to_nearer_ones(
     away = point_map.all_points().xyz + point_map.origin - image.map_from_camera[:3, 3]
     depth = away @ image.map_from_camera[:3, 2]
     assert known.any() and depth[known].max() <= 10.01
+
+
+def test_a_map_that_does_not_fit_into_memory_is_the_same(
+    drive: Path, network: EP2PLoc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = make_map(drive, tmp_path / "a"), make_map(drive, tmp_path / "b")
+    encode_map(whole, network)
+    monkeypatch.setattr(module, "POINTS_IN_MEMORY", 500)
+    encode_map(pieces, network)
+    np.testing.assert_array_equal(appearances(whole), appearances(pieces))
+    assert not [*pieces.path.glob(".appearance.*")]
+
+
+def test_an_image_that_cannot_be_read_is_told_and_left_out(
+    drive: Path, network: EP2PLoc, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = write_synthetic_drive(tmp_path, frames=6, seed=4)
+    point_map = make_map(broken, tmp_path / "map")
+    (broken / "image_02" / "data" / "0000000003.jpg").write_bytes(b"no picture")
+    encode_map(point_map, network)
+    assert (appearances(point_map)[..., -1] > 0).any()
+    said = capsys.readouterr()
+    assert "1 of 6 images show nothing" in said.out + said.err
+
+
+def test_a_map_whose_recording_went_while_it_was_encoded_can_be_used(
+    drive: Path, network: EP2PLoc, tmp_path: Path
+) -> None:
+    """Some tiles have appearances, others none: these read as unknown."""
+    point_map = make_map(drive, tmp_path / "map")
+    encode_map(point_map, network)
+    first = point_map.info.tiles[0]
+    file = point_map.path / "tiles" / first / f"descriptors.{network.fingerprint}.npy"
+    np.save(file, np.load(file)[:, :32])
+    kept = appearances(point_map)
+    count = len(np.load(file))
+    assert not kept[:count].any() and kept[count:].any()
