@@ -14,11 +14,11 @@ from ep2ploc_core.se3 import moved
 
 @dataclass
 class Refinement:
-    """What refining a pose by feature alignment did; of: the "search", or the "prior" alone. given_up: why its result was not taken, empty where it was.
-    cost_before, cost_after: mean robust difference of the finest features; likeness_before, likeness_after: how much
-    more alike points and image are than by chance, 0..1 (`pose.feature_alignment`). poses `(K + 1, 4, 4)`:
-    map_from_camera, step by step, the start first; covariance `(6, 6)` of the last. trace: with pixels of the given
-    image, undistorted; only where it was asked for."""
+    """What refining a pose by feature alignment did. of: the "search", or the "prior" alone. given_up: why its result
+    was not taken, empty where it was. cost_before, cost_after: mean robust difference of the finest features;
+    likeness_before, likeness_after: how much more alike points and image are than by chance, 0..1
+    (`pose.feature_alignment`). poses `(K + 1, 4, 4)`: map_from_camera, step by step, the start first; covariance
+    `(6, 6)` of the last. trace: with pixels of the given image, undistorted; only where it was asked for."""
 
     of: str
     given_up: str
@@ -42,8 +42,8 @@ class Refinement:
 
     def __str__(self) -> str:
         if self.given_up:
-            return f"of the {self.of}, given up: {self.given_up}"
-        return f"of the {self.of}, taken after {self.iterations} steps: cost {self.cost_before:.3f} -> {self.cost_after:.3f}"
+            return f"given up: {self.given_up}"
+        return f"taken after {self.iterations} steps: cost {self.cost_before:.3f} -> {self.cost_after:.3f}"
 
     def moved(self, shift: np.ndarray) -> Refinement:
         """In a frame whose origin lies at -`shift` `(3,)`."""

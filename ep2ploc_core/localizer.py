@@ -312,14 +312,12 @@ class Localizer:
         if self.settings.refine == "none" or self.network.alignment_head is None:
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
-        refinement = self._align(query, view, last.map_from_camera, self.settings.passes[-1].scale)
+        refinement = self._align("search", query, view, last.map_from_camera, self.settings.passes[-1].scale)
         pose = refinement.poses[-1]
         agreeing = self._agreeing(query, matches, pose)
         assert found.covariance is not None
-        known, before = (each[:3, :3].trace() for each in (refinement.covariance, last.covariance.numpy()))
-        if last.jackknife is not None:
-            before += float(last.jackknife.covariance[:3, :3].trace())
-        if not refinement.given_up and known > before:
+        known, before = (each[:3, :3].trace() for each in (refinement.covariance, found.covariance))
+        if not refinement.given_up and known * self.settings.covariance_scale > before:
             refinement.given_up = "it tells the place less well than the search"
         elif not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
             refinement.given_up = "fewer matches agree with its pose"
@@ -338,7 +336,7 @@ class Localizer:
         view = self._view(query, points, origin, guess, stage)
         if view is None:
             return None
-        refinement = self._align(query, view, guess, self.settings.greatest_distance)
+        refinement = self._align("prior", query, view, guess, self.settings.greatest_distance)
         if refinement.given_up:
             return None
         pose = torch.from_numpy(refinement.poses[-1]).float().to(self.device)
@@ -361,7 +359,7 @@ class Localizer:
         evidence = replace(found.evidence, likeness=refinement.likeness)
         return replace(found, refinement=refinement, evidence=evidence, belief=belief(evidence))
 
-    def _align(self, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
+    def _align(self, of: str, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
         """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
         dense = self.network.dense_features(query.features)
         levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
@@ -386,15 +384,9 @@ class Localizer:
             trace = trace_alignment(levels, view.xyz, query.intrinsics, found)
             trace.pixels = (trace.pixels + 0.5) * query.scale - 0.5
         return Refinement(
-            given_up,
-            cost_before,
-            cost_after,
-            float(found.likeness_before),
-            float(found.likeness_after),
-            poses,
-            found.covariance[0].cpu().numpy(),
-            trace,
-        )
+            of, given_up, cost_before, cost_after, float(found.likeness_before), float(found.likeness_after), poses,
+            found.covariance[0].cpu().numpy(), trace,
+        )  # fmt: skip
 
     def _conclude(
         self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray

@@ -140,6 +140,7 @@ def _evidence_row(evidence: Evidence) -> dict[str, Any]:
 
 def _refinement_row(refinement: Refinement) -> dict[str, Any]:
     return {
+        "of": refinement.of,
         "given_up": refinement.given_up,
         "iterations": refinement.iterations,
         "cost_before": round(refinement.cost_before, 5),

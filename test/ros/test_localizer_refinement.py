@@ -86,8 +86,8 @@ def test_refinements_are_counted_and_those_given_up_apart(listener) -> None:
     node = rclpy.create_node("counting")
     health = LocalizerHealth(node, Inbox())
     poses = np.stack([np.eye(4)] * 15)
-    given_up = Refinement("it moved points out of the image", 0.4, 0.3, 0.1, 0.2, poses, np.eye(6))
-    taken = Refinement("", 0.4123, 0.3846, 0.4, 0.5, poses, np.eye(6))
+    given_up = Refinement("search", "it moved points out of the image", 0.4, 0.3, 0.1, 0.2, poses, np.eye(6))
+    taken = Refinement("search", "", 0.4123, 0.3846, 0.4, 0.5, poses, np.eye(6))
     for refinement, words, count in (
         (given_up, "given up: it moved points out of the image", "1 of 1"),
         (taken, "taken after 14 steps: cost 0.412 -> 0.385", "1 of 2"),
