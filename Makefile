@@ -1,8 +1,8 @@
-# `make demo` and `make test` do all their own set-up, in .venv. PYTHON names the interpreter to make it from.
+# `make demo`, `test` and `docs` do all their own set-up, in .venv. PYTHON names the interpreter to make it from.
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: help setup test lint demo bench clean lock
+.PHONY: help setup test lint demo bench docs clean lock
 
 help:
 	@echo 'make setup             the environment in $(VENV), with everything installed'
@@ -10,6 +10,7 @@ help:
 	@echo 'make demo              map, bag, ROS 2 nodes and results, on a street that it makes itself'
 	@echo 'make demo DRIVE=dir    the same on a KITTI raw drive'
 	@echo 'make bench             how fast localizing, visibility, voxels, maps, ROS 2 and synthetic drives are here'
+	@echo 'make docs              the documentation as pages to read, in out/docs'
 	@echo 'make lint, clean, lock checks; remove what was made; pin the newest dependencies that fit'
 
 setup: $(VENV)/.package
@@ -43,10 +44,20 @@ demo: setup
 bench: setup
 	@for benchmark in benchmarks/*.py; do $(VENV)/bin/python $$benchmark || exit 1; done
 
+# What the pages are built with; nothing else needs it.
+$(VENV)/.docs: $(VENV)/.package requirements.docs.in
+	@$(VENV)/bin/pip install -qq --disable-pip-version-check -c requirements.lock -r requirements.docs.in
+	@touch $@
+
+# The variable silences the theme's notice of its own future.
+docs: $(VENV)/.docs
+	@NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict --quiet
+	@echo 'out/docs/index.html: written'
+
 clean:
 	rm -rf $(VENV) out build install log *.egg-info .mypy_cache .pytest_cache .ruff_cache
 
 lock: setup
 	$(VENV)/bin/pip install --quiet uv
 	$(VENV)/bin/uv pip compile --quiet --upgrade --universal --python-version 3.10 --no-annotate \
-		setup.py requirements.in --output-file requirements.lock
+		setup.py requirements.in requirements.docs.in --output-file requirements.lock

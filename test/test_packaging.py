@@ -28,6 +28,7 @@ ROSDEP = {
 }  # fmt: skip
 HIDDEN = {"rerun": "rerun-sdk"}  # its folder is put on the path by a .pth file, so its metadata do not name the package
 OURS = {"ep2ploc_core", "ep2ploc_ros"}
+REQUIREMENTS = ("requirements.in", "requirements.docs.in")
 OPTIONAL = {"MinkowskiEngine"}  # imported on request only; who has none is told so
 
 
@@ -97,14 +98,15 @@ def test_the_lock_pins_every_requirement_once_for_each_python(python):
                 assert pin.name not in pins
                 assert re.fullmatch(r"==[\w.]+", str(pin.specifier))
                 pins[canonicalize_name(pin.name)] = str(pin.specifier).removeprefix("==")
-    asked = [line.split("#")[0].strip() for line in (ROOT / "requirements.in").read_text().splitlines()]
+    lines = [line for file in REQUIREMENTS for line in (ROOT / file).read_text().splitlines()]
+    asked = [line.split("#")[0].strip() for line in lines]
     asked += distribution("ep2ploc_ros").requires or []
     for text in filter(None, asked):
         wanted = Requirement(text)
         assert wanted.specifier.contains(pins[canonicalize_name(wanted.name)], prereleases=True), text
 
 
-@pytest.mark.parametrize("file", ["requirements.in", "requirements.lock", "setup.py", "pyproject.toml", "Makefile"])
+@pytest.mark.parametrize("file", [*REQUIREMENTS, "requirements.lock", "setup.py", "pyproject.toml", "Makefile"])
 def test_no_file_says_where_packages_come_from(file):
     assert not re.search(r"https?://|index-url|find-links|--trusted-host", (ROOT / file).read_text())
 
