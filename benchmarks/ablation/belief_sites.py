@@ -26,7 +26,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import write_queries
 from ep2ploc_core.datasets.sampling import draw_start
-from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+from ep2ploc_core.datasets.synthetic import drive_path, write_synthetic_drive
 from ep2ploc_core.evaluation.metrics import error_row
 from ep2ploc_core.evaluation.protocols import result_row
 from ep2ploc_core.localization import Localization
@@ -115,12 +115,13 @@ def main() -> None:
     out, data = arguments.out, Path(os.environ["EP2PLOC_DATA"])
     raw = data / "kitti_raw" / "2011_09_26"
     torch.set_num_threads(1)
-    if not (out / "street_drive").exists():
+    street = drive_path(out / "street_drive", STREET_SEED)
+    if not street.exists():
         write_synthetic_drive(out / "street_drive", frames=FRAMES, seed=STREET_SEED)
     drives = {
         "0009": raw / "2011_09_26_drive_0009_sync",
         "0005": raw / "2011_09_26_drive_0005_sync",
-        "street": out / "street_drive",
+        "street": street,
     }
     for name, drive in drives.items():
         prepare_drive(drive, out / name)
