@@ -29,7 +29,7 @@ from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
 from ep2ploc_core.pose.score_search import evidence_of_parts, search_pose
-from ep2ploc_core.se3 import moved
+from ep2ploc_core.se3 import fuse_poses, moved
 from ep2ploc_core.visibility import remove_invisible
 
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
@@ -305,7 +305,8 @@ class Localizer:
         )
 
     def _refine(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
-        """The pose of the last pass, refined by feature alignment where that is asked for."""
+        """The pose of the last pass, refined by feature alignment where that is asked for: what each of the two tells
+        counts by its covariance, since where features tell little alignment wanders."""
         first, last = passes[0], passes[-1]
         matches = self._decide(query, last.view, last.scores)
         found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin)
@@ -313,17 +314,17 @@ class Localizer:
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
         refinement = self._align("search", query, view, last.map_from_camera, self.settings.passes[-1].scale)
-        pose = refinement.poses[-1]
+        assert found.map_from_camera is not None and found.covariance is not None
+        aligned = refinement.covariance * self.settings.covariance_scale
+        pose, covariance = fuse_poses(
+            moved(found.map_from_camera, -origin), found.covariance, refinement.poses[-1], aligned
+        )
         agreeing = self._agreeing(query, matches, pose)
-        assert found.covariance is not None
-        known, before = (each[:3, :3].trace() for each in (refinement.covariance, found.covariance))
-        if not refinement.given_up and known * self.settings.covariance_scale > before:
-            refinement.given_up = "it tells the place less well than the search"
-        elif not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
+        if not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
             refinement.given_up = "fewer matches agree with its pose"
         if not refinement.given_up:
             found.map_from_camera = found.candidate = moved(pose, origin)
-            found.covariance = refinement.covariance * self.settings.covariance_scale
+            found.covariance = covariance * self.settings.fused_scale
             _show(found, matches, agreeing, query, origin)
         return self._with_likeness(found, refinement.moved(origin))
 

@@ -43,9 +43,10 @@ class LocalizerSettings:
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it, else "none". A
     refinement is given up where it makes the cost of the features higher, moves a pose by more than the last pass's
-    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, tells the
-    place less well than the search, or has less than `least_inliers_kept` of the single matches agree that agreed
-    before. `trace`: every step of it is kept, to be looked at.
+    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, or has
+    less than `least_inliers_kept` of the single matches agree that agreed before. Else it counts as much as its
+    covariance says, and the search as much as its own; `fused_scale` makes up for both being of one image. `trace`:
+    every step is kept, to be looked at.
     """
 
     radius: float = 60.0
@@ -67,6 +68,7 @@ class LocalizerSettings:
     covariance_scale: float = 1.25
     refine: str = "auto"
     least_inliers_kept: float = 0.8
+    fused_scale: float = 2.0
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))

@@ -129,6 +129,19 @@ def to_quaternion(transform: np.ndarray) -> np.ndarray:
     return Rotation.from_matrix(transform[:3, :3]).as_quat()
 
 
+def fuse_poses(
+    pose: np.ndarray, covariance: np.ndarray, other: np.ndarray, other_covariance: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pose `(4, 4)` that two estimates of one camera make most probable, and its covariance `(6, 6)`, where their
+    errors have nothing to do with each other. Covariances `(6, 6)` of `perturb`'s tangent."""
+    turn = Rotation.from_matrix(other[:3, :3] @ pose[:3, :3].T).as_rotvec()
+    gain = covariance @ np.linalg.inv(covariance + other_covariance)
+    way = gain @ np.r_[other[:3, 3] - pose[:3, 3], turn]
+    fused = perturb(torch.from_numpy(pose), torch.from_numpy(way)).numpy()
+    left = covariance - gain @ covariance
+    return fused, (left + left.T) / 2
+
+
 def moved(transform: np.ndarray, shift: np.ndarray) -> np.ndarray:
     """Poses `(..., 4, 4)` in a frame whose origin lies at -`shift` `(3,)`, float64."""
     result = np.array(transform, dtype=np.float64)

@@ -34,11 +34,10 @@ def localize(site, network: EP2PLoc, prior: np.ndarray | None = None, **changes:
     return localizer.localize(site.image, site.camera, site.prior if prior is None else prior)
 
 
-def test_what_is_shipped_aligns_and_the_pose_is_the_last_of_the_refinement(site, network: EP2PLoc) -> None:
+def test_what_is_shipped_aligns_and_the_pose_is_that_of_search_and_alignment_together(site, network: EP2PLoc) -> None:
     found = localize(site, network)
     assert found.refinement is not None and not found.refinement.given_up, found.refinement
     assert found.map_from_camera is not None and found.evidence is not None
-    np.testing.assert_allclose(found.map_from_camera, found.refinement.poses[-1])
     metres, radians = se3.pose_error(found.map_from_camera, site.truth)
     assert metres < 0.2 and radians < np.radians(0.5)
     assert found.evidence.likeness == found.refinement.likeness_after > found.refinement.likeness_before
@@ -46,6 +45,11 @@ def test_what_is_shipped_aligns_and_the_pose_is_the_last_of_the_refinement(site,
     plain = localize(site, network, refine="none")
     assert plain.refinement is None and plain.evidence is not None and plain.evidence.likeness is None
     np.testing.assert_allclose(plain.map_from_camera, found.refinement.poses[0], atol=1e-5)
+    assert plain.covariance is not None and found.covariance is not None
+    aligned, scale = found.refinement.covariance * LENIENT.covariance_scale, LENIENT.fused_scale
+    pose, covariance = se3.fuse_poses(plain.map_from_camera, plain.covariance, found.refinement.poses[-1], aligned)
+    np.testing.assert_allclose(found.map_from_camera, pose, atol=1e-4)
+    np.testing.assert_allclose(found.covariance, covariance * scale, rtol=0.02, atol=1e-8)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.optimize import least_squares
 from scipy.spatial.transform import Rotation
 
 from ep2ploc_core import se3
@@ -158,3 +159,33 @@ def test_pose_error_is_distance_and_angle():
     offset = torch.tensor([3.0, 0, 4.0, 0, 0, np.deg2rad(170)], dtype=torch.float64)
     estimate = se3.perturb(torch.tensor(truth), offset).numpy()
     assert se3.pose_error(estimate, truth) == pytest.approx((5.0, np.deg2rad(170)))
+
+
+def test_two_estimates_are_fused_as_a_least_squares_solution_fuses_them() -> None:
+    """Against scipy: the pose whose errors against both, weighed by their covariances, are least."""
+    rng = np.random.default_rng(0)
+    roots = rng.normal(0, 0.02, (2, 6, 6))
+    covariances = roots @ roots.transpose(0, 2, 1) + 1e-5 * np.eye(6)
+    pose = se3.exp(torch.from_numpy(np.array([3.0, -2, 1, 0.3, -0.2, 1.0]))).numpy()
+    other = se3.perturb(torch.from_numpy(pose), torch.from_numpy(rng.normal(0, 0.01, 6))).numpy()
+    fused, covariance = se3.fuse_poses(pose, covariances[0], other, covariances[1])
+
+    def residuals(offset: np.ndarray) -> np.ndarray:
+        here = se3.perturb(torch.from_numpy(pose), torch.from_numpy(offset)).numpy()
+        parts = []
+        for given, spread in zip((pose, other), covariances, strict=True):
+            turn = Rotation.from_matrix(here[:3, :3] @ given[:3, :3].T).as_rotvec()
+            away = np.r_[here[:3, 3] - given[:3, 3], turn]
+            parts.append(np.linalg.solve(np.linalg.cholesky(spread), away))
+        return np.concatenate(parts)
+
+    solution = least_squares(residuals, np.zeros(6), xtol=1e-12, gtol=1e-12)
+    expected = se3.perturb(torch.from_numpy(pose), torch.from_numpy(solution.x)).numpy()
+    np.testing.assert_allclose(fused, expected, atol=1e-5)
+    np.testing.assert_allclose(covariance, np.linalg.inv(solution.jac.T @ solution.jac), rtol=1e-2, atol=1e-7)
+    # Of two that know nothing of each other's directions each decides its own.
+    first, second = np.diag([1e-8, 1, 1, 1e-8, 1, 1]), np.diag([1, 1e-8, 1e-8, 1, 1e-8, 1e-8])
+    target, _ = se3.fuse_poses(
+        np.eye(4), first, se3.exp(torch.tensor([1.0, 2, 3, 0, 0.01, 0]).double()).numpy(), second
+    )
+    np.testing.assert_allclose(target[:3, 3], [0, 2, 3], atol=1e-6)
