@@ -167,15 +167,15 @@ def test_two_estimates_are_fused_as_a_least_squares_solution_fuses_them() -> Non
     roots = rng.normal(0, 0.02, (2, 6, 6))
     covariances = roots @ roots.transpose(0, 2, 1) + 1e-5 * np.eye(6)
     pose = se3.exp(torch.from_numpy(np.array([3.0, -2, 1, 0.3, -0.2, 1.0]))).numpy()
-    other = se3.perturb(torch.from_numpy(pose), torch.from_numpy(rng.normal(0, 0.01, 6))).numpy()
+    other = se3.perturb(torch.from_numpy(pose), torch.from_numpy(rng.normal(0, 0.003, 6))).numpy()
     fused, covariance = se3.fuse_poses(pose, covariances[0], other, covariances[1])
 
     def residuals(offset: np.ndarray) -> np.ndarray:
         here = se3.perturb(torch.from_numpy(pose), torch.from_numpy(offset)).numpy()
         parts = []
-        for given, spread in zip((pose, other), covariances, strict=True):
-            turn = Rotation.from_matrix(here[:3, :3] @ given[:3, :3].T).as_rotvec()
-            away = np.r_[here[:3, 3] - given[:3, 3], turn]
+        for estimate, spread in zip((pose, other), covariances, strict=True):
+            turn = Rotation.from_matrix(here[:3, :3] @ estimate[:3, :3].T).as_rotvec()
+            away = np.r_[here[:3, 3] - estimate[:3, 3], turn]
             parts.append(np.linalg.solve(np.linalg.cholesky(spread), away))
         return np.concatenate(parts)
 
