@@ -128,10 +128,10 @@ def test_log_names_the_level_of_each_step_and_what_came_of_it(
     refinement = _localized(place, trace=True).refinement
     assert refinement is not None and refinement.trace is not None
     levels = refinement.trace.level_of
-    assert set(levels) == {0, 1, 2} and (np.diff(levels) >= 0).all()
+    assert set(levels) == {0, 1} and (np.diff(levels) >= 0).all()
     said = [text for (text,) in _rows(recording, "/log", "TextLog:text").values()]
     for level, text in zip(levels, said, strict=True):
-        assert f"level {level + 1} of 3, {8 >> level} pixels a cell" in text
+        assert f"level {level + 1} of 2, {4 >> level} pixels a cell" in text
     ((outcome,),) = _rows(recording, "/log/outcome", "TextLog:text").values()
     assert outcome == str(refinement)
     assert outcome.startswith("given up: " if row["refinement"]["given_up"] else "taken after ")
@@ -140,9 +140,9 @@ def test_log_names_the_level_of_each_step_and_what_came_of_it(
 def test_confidence_of_every_level_is_shown(row_and_recording: tuple[dict[str, Any], Any]) -> None:
     _, recording = row_and_recording
     table = recording.view(index=TIMELINE, contents="/confidence/**").select_static().read_all()
-    sizes = [table.column(f"/confidence/{level}:Image:format")[0].as_py()[0] for level in range(3)]
-    assert [size["width"] for size in sizes] == [64, 128, 256]  # of an image 512 wide
-    shades = np.array(table.column("/confidence/2:Image:buffer")[0].as_py()[0])
+    sizes = [table.column(f"/confidence/{level}:Image:format")[0].as_py()[0] for level in range(2)]
+    assert [size["width"] for size in sizes] == [128, 256]  # of an image 512 wide
+    shades = np.array(table.column("/confidence/1:Image:buffer")[0].as_py()[0])
     assert shades.min() < shades.max()
 
 
