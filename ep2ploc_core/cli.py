@@ -175,7 +175,9 @@ def localize(
     from ep2ploc_core.visualization.rerun_log import require_rerun
 
     if rerun and refine == "none":
-        raise InputError("With --rerun the refinement of the pose is recorded, and there is none; add --refine align.")
+        raise InputError(
+            "With --rerun the refinement of the pose is recorded, and there is none; leave --refine none out."
+        )
     if rerun:
         require_rerun()
     picture = read_image(image)

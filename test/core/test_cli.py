@@ -142,8 +142,11 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("localize", "{map}", "{image}", "--camera", "{wide}", "--prior", "{prior}"), "calibration is for"),
         (("localize", "{map}", "{image}", "--camera", "{camera}", "--prior", "1,2,3"), "cannot be read"),
         (("localize", "{map}", "{image}", "--camera", "{camera}", "--checkpoint", "no"), "no weights file"),
-        (("localize", "{map}", "{image}", "--camera", "{camera}", "--rerun", "{tmp}/a.rrd"), "add --refine align"),
-        (("localize", "{map}", "{image}", "--camera", "{camera}", "--refine", "align"), "or refine: none"),
+        (
+            ("localize", "{map}", "{image}", "--camera", "{camera}", "--rerun", "{tmp}/a.rrd", "--refine", "none"),
+            "leave --refine none out",
+        ),
+        (("localize", "{map}", "{image}", "--camera", "{camera}", "--refine", "polish"), "is not known"),
         (("evaluate", "{map}", "{tmp}"), "no images"),
         (("evaluate", "{map}", "{queries}", "--noise", "lots"), "write it like"),
         (("evaluate", "{map}", "{queries}", "--noise", "1.2.3m,4deg"), "write it like"),
