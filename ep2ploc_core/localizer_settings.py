@@ -68,7 +68,7 @@ class LocalizerSettings:
     covariance_scale: float = 1.25
     refine: str = "auto"
     least_inliers_kept: float = 0.8
-    fused_scale: float = 2.0
+    fused_scale: float = 2.5
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))

@@ -183,5 +183,11 @@ def test_belief_is_a_probability_that_grows_with_the_evidence() -> None:
     strong = Evidence(score=0.3, gain=1.2, inlier_ratio=0.5, spread=0.2, sigma=0.1, parts=8)
     assert belief(replace(strong, gain=float("nan"))) == 0
     assert 0 <= belief(weak) < 0.05 and 0.95 < belief(strong) <= 1
-    odds = BeliefWeights(score=2.0, gain=0, inlier_ratio=0, log_spread=0, log_sigma=0, odds=0)
+    odds = BeliefWeights((2.0, 0, 0, 0, 0), odds=0)
     assert belief(Evidence(0.5, 0, 0, 1, 1, 8), odds) == 1 / (1 + np.exp(-1.0))
+
+
+def test_what_looks_more_alike_is_believed_more() -> None:
+    some = Evidence(score=0.05, gain=0.4, inlier_ratio=0.35, spread=0.4, sigma=0.2, parts=8, likeness=0.05)
+    assert belief(some) < belief(replace(some, likeness=0.25))
+    assert belief(replace(some, likeness=float("nan"))) == 0
