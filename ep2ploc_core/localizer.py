@@ -32,6 +32,7 @@ from ep2ploc_core.pose.score_search import evidence_of_parts, search_pose
 from ep2ploc_core.se3 import fuse_poses, moved
 from ep2ploc_core.visibility import remove_invisible
 
+LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
 
 
@@ -310,7 +311,7 @@ class Localizer:
         first, last = passes[0], passes[-1]
         matches = self._decide(query, last.view, last.scores)
         found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin)
-        if self.settings.refine == "none" or self.network.alignment_head is None:
+        if not self._is_to_be_aligned(last.view):
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
         refinement = self._align("search", query, view, last.map_from_camera, self.settings.passes[-1].scale)
@@ -326,7 +327,19 @@ class Localizer:
             found.map_from_camera = found.candidate = moved(pose, origin)
             found.covariance = covariance * self.settings.fused_scale
             _show(found, matches, agreeing, query, origin)
-        return self._with_likeness(found, refinement.moved(origin))
+        return self._with_likeness(found, last.view, refinement.moved(origin))
+
+    def _is_to_be_aligned(self, view: PointView) -> bool:
+        """Whether the pose found from these points is to be refined; "auto" leaves it where no images made the map."""
+        if self.settings.refine == "none" or self.network.alignment_head is None:
+            return False
+        return self.settings.refine != "auto" or self._is_shown(view)
+
+    def _is_shown(self, view: PointView) -> bool:
+        """Whether mapping images show most of the points."""
+        assert self.network.alignment_head is not None
+        known = self.network.alignment_head.known(view.appearance)
+        return known is not None and float(known.float().mean()) > LEAST_SHOWN
 
     def _align_prior(
         self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, box: Box
@@ -351,13 +364,13 @@ class Localizer:
         aligned = Matching(view, scores, pose, covariance, jackknife)
         spread = math.sqrt(refinement.covariance[:3, :3].trace())
         found = self._conclude(query, aligned, self._decide(query, view, scores), spread, origin)
-        return self._with_likeness(found, refinement.moved(origin))
+        return self._with_likeness(found, view, refinement.moved(origin))
 
-    @staticmethod
-    def _with_likeness(found: Localization, refinement: Refinement) -> Localization:
-        """The answer with the refinement, and its part in the evidence."""
+    def _with_likeness(self, found: Localization, view: PointView, refinement: Refinement) -> Localization:
+        """The answer with the refinement, and its part in the evidence where that is known to mean something."""
         assert found.evidence is not None
-        evidence = replace(found.evidence, likeness=refinement.likeness)
+        likeness = refinement.likeness if self._is_shown(view) else None
+        evidence = replace(found.evidence, likeness=likeness)
         return replace(found, refinement=refinement, evidence=evidence, belief=belief(evidence))
 
     def _align(self, of: str, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:

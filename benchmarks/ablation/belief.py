@@ -34,10 +34,22 @@ def read_rows(file: Path) -> list[dict[str, Any]]:
 
 
 def with_evidence(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those that came as far as a pose, and to an alignment where others did."""
-    found = [row for row in rows if row["evidence"] is not None]
-    aligned = [row for row in found if row["evidence"].get("likeness") is not None]
-    return aligned or found
+    """Those that came as far as a pose."""
+    return [row for row in rows if row["evidence"] is not None]
+
+
+def aligned(sites: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """The sites, and of them the rows, where features were aligned to what images show."""
+    of_sites = {name: [row for row in rows if row["evidence"]["likeness"] is not None] for name, rows in sites.items()}
+    return {name: rows for name, rows in of_sites.items() if rows}
+
+
+def unaligned(sites: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str, Any]]]:
+    """All rows, as if nothing had been aligned."""
+    return {
+        name: [{**row, "evidence": {**row["evidence"], "likeness": None}} for row in rows]
+        for name, rows in sites.items()
+    }
 
 
 def is_right(row: dict[str, Any]) -> bool:
@@ -107,7 +119,7 @@ def by_all_rules(evaluations: dict[tuple[str, str, str], list[dict[str, Any]]]) 
 
 
 def main() -> None:
-    """Prints both tables, and the weights of all sites."""
+    """Prints the tables and the weights."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("evaluations", type=Path)
     parser.add_argument("--threshold", type=float, default=LocalizerSettings().least_belief)
@@ -123,11 +135,14 @@ def main() -> None:
         parser.error(
             f"{arguments.evaluations} has evaluations of {len(sites)} sites; two are needed, to leave one out."
         )
-    console = Console()
-    console.print(left_out(sites, arguments.threshold))
+    console = Console(width=110)
+    for title, some in {"UNALIGNED": unaligned(sites), "ALIGNED": aligned(sites)}.items():
+        console.print(title)
+        console.print(left_out(some, arguments.threshold))
+        fitted = fit(list(some.values()))
+        factors = ", ".join(f"{factor:.3g}" for factor in fitted.factors)
+        console.print(f"{title} = BeliefWeights(({factors}), {fitted.odds:.3g})")
     console.print(by_all_rules(evaluations))
-    fitted = fit(list(sites.values()))
-    console.print(f"BeliefWeights(({', '.join(f'{factor:.3g}' for factor in fitted.factors)}), {fitted.odds:.3g})")
 
 
 if __name__ == "__main__":

@@ -78,6 +78,10 @@ class AlignmentHead(nn.Module):
         """Numbers that an appearance takes."""
         return len(self.strides) * (self.width + 1)
 
+    def known(self, appearance: Tensor | None) -> Tensor | None:
+        """Which points `(V, N)` some image showed, by their appearances `(V, N, A)`."""
+        return None if appearance is None else (appearance.unflatten(-1, (len(self.strides), -1))[..., -1] > 0).any(-1)
+
     def observe(
         self, dense: list[DenseFeatures], image: Tensor, intrinsics: Tensor, camera_from_map: Tensor, xyz: Tensor
     ) -> Tensor:
