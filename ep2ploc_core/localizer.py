@@ -464,6 +464,8 @@ class Localizer:
             return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
         if evidence.score < settings.least_score + settings.more_score_searched * searched:
             return f"the image fits the map badly there (score {evidence.score:.2f})"
+        if evidence.likeness is not None and evidence.likeness < settings.least_likeness:
+            return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"
         if evidence.spread > settings.greatest_sigma:
             apart = evidence.spread * unit_of(self.point_map.voxel_size)
             return f"several poses are possible, {apart:.2g} m apart"

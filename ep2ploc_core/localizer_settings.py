@@ -34,11 +34,12 @@ class LocalizerSettings:
     Each of the `passes` starts where the one before ended. The `least_` and `greatest_` values are the evidence without
     which a pose is refused. The score is the mean log likelihood ratio, over the points inside the image, of their
     places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
-    against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`). Without a prior
-    the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of all
-    must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`: among
-    so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being
-    few to tell a spread from. How these were settled: docs/architecture.md.
+    against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`).
+    `least_likeness`: how much more alike than by chance image and points must be, where features are aligned. Without a
+    prior the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of
+    all must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`:
+    among so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image
+    being few to tell a spread from. How these were settled: docs/architecture.md.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it
@@ -64,6 +65,7 @@ class LocalizerSettings:
     least_score: float = -0.01
     more_score_searched: float = 0.04
     least_belief: float = 0.7
+    least_likeness: float = 0.1
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25

@@ -26,7 +26,9 @@ class Evidence:
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
         logs = [math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
-        return [self.score, self.gain, self.inlier_ratio, *logs, *([] if self.likeness is None else [self.likeness])]
+        if self.likeness is not None:
+            logs.append(math.log(max(self.likeness, 0.01)))
+        return [self.score, self.gain, self.inlier_ratio, *logs]
 
 
 @dataclass(frozen=True)
