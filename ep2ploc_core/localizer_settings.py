@@ -42,8 +42,8 @@ class LocalizerSettings:
     being few to tell a spread from. How these were settled: docs/architecture.md.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
-    are made only where that pose is refused; "none"; "auto": "align" where the network has learned it
-    and images show most of the points, else "none". A
+    are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
+    most of the points, else "none". A
     refinement is given up where it makes the cost of the features higher, moves a pose by more than the last pass's
     start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, or has
     less than `least_inliers_kept` of the single matches agree that agreed before. Else it counts as much as its

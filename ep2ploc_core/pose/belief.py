@@ -40,8 +40,8 @@ class BeliefWeights:
 
 
 # Fitted by `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which.
-UNALIGNED = BeliefWeights((13.1, 4.33, 9.04, -1.34, -0.98), -7.41)
-ALIGNED = BeliefWeights((13.1, 4.33, 9.04, -1.34, -0.98, 0.0), -7.41)
+UNALIGNED = BeliefWeights((18.7, 2.53, 10.1, -1.54, -0.568), -7.21)
+ALIGNED = BeliefWeights((13.9, 1.24, 8.16, -0.672, -0.432, 1.7), -1.23)
 
 
 def belief(evidence: Evidence, weights: BeliefWeights | None = None) -> float:

@@ -25,7 +25,7 @@ def localizer(site) -> Localizer:
 @pytest.fixture(scope="module")
 def lenient(localizer: Localizer) -> Localizer:
     """Asks for less evidence: this site is learned for two minutes only."""
-    settings = LocalizerSettings(least_score=-10, least_belief=0)
+    settings = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1)
     return Localizer(localizer.network, localizer.point_map, settings=settings)
 
 

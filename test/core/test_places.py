@@ -123,7 +123,7 @@ def test_images_of_the_site_are_found_without_a_prior(site) -> None:
     point_map = PointMap.open(site.map_path)
     network = load_network(site.map_path / SITE_CHECKPOINT)
     places = open_places(point_map)
-    settings = LocalizerSettings(least_score=-10, least_belief=0, least_margin=-1.0)
+    settings = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1, least_margin=-1.0)
     localizer = Localizer(network, point_map, settings=settings, places=places)
     drive = KittiDrive(site.drive_path)
     near = []
