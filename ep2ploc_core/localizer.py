@@ -375,6 +375,7 @@ class Localizer:
 
     def _align(self, of: str, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
         """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
+        view = _first_points(view, self.settings.alignment_points)
         dense = self.network.dense_features(query.features)
         levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
         prior = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
@@ -486,6 +487,14 @@ def _show(found: Localization, matches: Matches, agreeing: np.ndarray, query: Qu
     found.num_inliers = int(agreeing.sum())
     found.points_map = matches.points[agreeing] + origin
     found.pixels = (matches.pixels[agreeing] + 0.5) * query.scale - 0.5
+
+
+def _first_points(view: PointView, count: int) -> PointView:
+    """The view with so many of its points; the first are spread over the image as evenly as all."""
+    return replace(
+        view, xyz=view.xyz[:, :count], attributes=view.attributes[:, :count], descriptors=view.descriptors[:, :count],
+        valid=view.valid[:, :count], appearance=None if view.appearance is None else view.appearance[:, :count],
+    )  # fmt: skip
 
 
 def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:

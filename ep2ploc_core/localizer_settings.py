@@ -43,12 +43,11 @@ class LocalizerSettings:
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
-    most of the points, else "none". A
-    refinement is given up where it makes the cost of the features higher, moves a pose by more than the last pass's
-    start may be wrong (a prior by more than the box), loses more than a tenth of the points out of the image, or has
-    less than `least_inliers_kept` of the single matches agree that agreed before. Else it counts as much as its
-    covariance says, and the search as much as its own; `fused_scale` makes up for both being of one image. `trace`:
-    every step is kept, to be looked at.
+    most of the points, else "none". `alignment_points` take part. A refinement is given up where it makes the cost of
+    the features higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box),
+    loses more than a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches
+    agree that agreed before. Else it counts as much as its covariance says, and the search as much as its own;
+    `fused_scale` makes up for both being of one image. `trace`: every step is kept, to be looked at.
     """
 
     radius: float = 60.0
@@ -70,6 +69,7 @@ class LocalizerSettings:
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25
     refine: str = "auto"
+    alignment_points: int = 512
     least_inliers_kept: float = 0.8
     fused_scale: float = 2.5
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
