@@ -62,7 +62,7 @@ class LocalizerSettings:
     verified_places: int = 8
     least_margin: float = 0.02
     least_score: float = -0.01
-    more_score_searched: float = 0.04
+    more_score_searched: float = 0.12
     least_belief: float = 0.7
     least_likeness: float = 0.1
     greatest_sigma: float = 0.7
