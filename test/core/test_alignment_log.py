@@ -16,7 +16,7 @@ import torch
 
 from ep2ploc_core import cli, se3
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.kitti import KittiDrive, read_camera_file, read_image
 from ep2ploc_core.datasets.queries import write_queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import InputError
@@ -32,6 +32,7 @@ from ep2ploc_core.visualization import rerun_log
 from ep2ploc_core.visualization.alignment_log import TIMELINE
 
 ORIGIN = np.array([458_000.0, 5_428_000.0, 110.0])  # UTM: too large for single precision
+IMAGE, CAMERA = "queries/images/0000000004.jpg", "queries/camera.yaml"
 VOXEL = 0.1  # the network's unit is half a metre
 
 
@@ -56,11 +57,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def row_and_recording(place: Path) -> tuple[dict[str, Any], Any]:
     """What the command printed, and the recording that it wrote."""
     dataframe = pytest.importorskip("rerun.dataframe", reason="rerun-sdk is not installed")
-    prior = np.load(place / "prior.npy")
-    numbers = ",".join(f"{number:.9f}" for number in (*prior[:3, 3], *se3.to_quaternion(prior)))
     arguments = [
-        "localize", place / "map", place / "queries/images/0000000004.jpg", "--camera", place / "queries/camera.yaml",
-        "--prior", numbers, "--checkpoint", place / "network.safetensors", "--refine", "align", "--rerun",
+        "localize", place / "map", place / IMAGE, "--camera", place / CAMERA, "--prior", _numbers(place), "--checkpoint", place / "network.safetensors", "--refine", "align", "--rerun",
         place / "new/steps.rrd",
     ]  # fmt: skip
     done = subprocess.run(
@@ -69,6 +67,12 @@ def row_and_recording(place: Path) -> tuple[dict[str, Any], Any]:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout), dataframe.load_recording(place / "new/steps.rrd")
+
+
+def _numbers(place: Path) -> str:
+    """The prior as the command line takes it."""
+    prior = np.load(place / "prior.npy")
+    return ",".join(f"{number:.9f}" for number in (*prior[:3, 3], *se3.to_quaternion(prior)))
 
 
 def _rows(recording: Any, entity: str, component: str) -> dict[int, Any]:
@@ -84,8 +88,10 @@ def _localized(place: Path, trace: bool) -> Localization:
         PointMap.open(place / "map"),
         settings=LocalizerSettings(refine="align", trace=trace),
     )
-    drive = KittiDrive(next(place.glob("*/*_sync")))
-    return localizer.localize(drive.read_image(drive.frame(4)), drive.camera, np.load(place / "prior.npy"))
+    # Exactly what the command is given: a digit more or less may make it a step more or less.
+    picture = read_image(place / IMAGE)
+    lens = read_camera_file(place / CAMERA, picture.shape[1], picture.shape[0])
+    return localizer.localize(picture, lens, cli._parse_prior(_numbers(place)))
 
 
 def test_each_step_of_the_alignment_is_one_of_the_timeline(row_and_recording: tuple[dict[str, Any], Any]) -> None:
