@@ -58,8 +58,8 @@ def row_and_recording(place: Path) -> tuple[dict[str, Any], Any]:
     """What the command printed, and the recording that it wrote."""
     dataframe = pytest.importorskip("rerun.dataframe", reason="rerun-sdk is not installed")
     arguments = [
-        "localize", place / "map", place / IMAGE, "--camera", place / CAMERA, "--prior", _numbers(place), "--checkpoint", place / "network.safetensors", "--refine", "align", "--rerun",
-        place / "new/steps.rrd",
+        "localize", place / "map", place / IMAGE, "--camera", place / CAMERA, "--prior", _numbers(place),
+        "--checkpoint", place / "network.safetensors", "--refine", "align", "--rerun", place / "new/steps.rrd",
     ]  # fmt: skip
     done = subprocess.run(
         [sys.executable, "-m", "ep2ploc_core.cli", *map(str, arguments)],
