@@ -65,7 +65,9 @@ class _Seen:
 
 
 def _draw_overlays(out: Path, point_map: PointMap, queries: Queries, results: list[dict[str, Any]]) -> None:
-    """The best, the middle and the worst of the poses given."""
+    """The best, the middle and the worst of the poses given; those of a demo before are removed."""
+    for old in out.glob("overlay_*.png"):
+        old.unlink()
     rows = [row for row in results if row["status"] == "ok"]
     rows.sort(key=lambda row: float(row["translation_error_m"]))
     shown = {"good": rows[0], "middle": rows[len(rows) // 2], "bad": rows[-1]} if rows else {}
