@@ -114,6 +114,7 @@ def test_parameters_change_while_it_runs_and_bad_ones_are_refused_with_a_reason(
         ("least_score", 99, "between -10 and 10"),
         ("least_belief", 70, "between 0 and 1"),
         ("refine", "twice", "one of auto, none, align, align_first"),
+        ("refine", "align", NOT_LEARNED),
         ("submap_refresh", 0.0, "range"),
         ("tf_mode", "map_to_base", "read-only"),
         ("image_reliability", "reliable", "read-only"),
