@@ -34,7 +34,7 @@ SIZES = ((0.1, 0.5), (0.25, 1.0), (0.5, 2.5), (1.0, 5.0), (2.0, 10.0), (3.0, 15.
 FOUND = (0.25, 2.0)  # units, degrees
 ANYTHING = LocalizerSettings(
     least_score=-math.inf, least_belief=-1, least_inlier_ratio=0, least_matches=0, least_parts=0,
-    greatest_sigma=math.inf, greatest_distance=4.0,
+    least_likeness=-math.inf, greatest_sigma=math.inf, greatest_distance=4.0,
 )  # fmt: skip
 
 
@@ -58,7 +58,7 @@ def main() -> None:
     adapted = arguments.map / SITE_CHECKPOINT
     network, unit = load_network(adapted if adapted.exists() else "edge"), unit_of(point_map.voxel_size)
     localizers = {
-        "search": Localizer(network, point_map, settings=ANYTHING),
+        "search": Localizer(network, point_map, settings=replace(ANYTHING, refine="none")),
         "alignment alone": AloneLocalizer(network, point_map, settings=replace(ANYTHING, refine="align_first")),
         "search, then alignment": Localizer(network, point_map, settings=replace(ANYTHING, refine="align")),
     }
