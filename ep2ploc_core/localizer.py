@@ -14,7 +14,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
-from ep2ploc_core.localization import Localization, Refinement
+from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, LocalizerSettings, Pass
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints, MapSource
@@ -24,15 +24,17 @@ from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.alignment_trace import trace_alignment
 from ep2ploc_core.pose.belief import Evidence, belief
-from ep2ploc_core.pose.feature_alignment import align_features
+from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
-from ep2ploc_core.pose.score_search import evidence_of_parts, search_pose
+from ep2ploc_core.pose.score_search import search_pose
+from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.se3 import fuse_poses, moved
 from ep2ploc_core.visibility import remove_invisible
 
 LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
+ORIGIN_STEP = 4.0  # units
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
 
 
@@ -126,16 +128,15 @@ class Localizer:
             if isinstance(place, str):
                 return self._refuse(place, begin)
             prior = place
-        points = MapInUnits(self.point_map).query(prior[:3, 3], self.settings.radius)
+        origin, points = self._surroundings(prior)
         if len(points) < self.settings.least_points:
             return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
-        origin = np.round(prior[:3, 3])
         guess = torch.from_numpy(moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
         if self.settings.refine == "align_first" and not searched:
-            found = self._align_prior(query, points, origin, guess, box)
-            if found is not None and not self._doubt(found, prior, searched):
+            found = self._follow(query, points, origin, guess)
+            if found is not None:
                 found.seconds = time.perf_counter() - begin
                 return found
         passes: list[Matching] = []
@@ -187,13 +188,18 @@ class Localizer:
 
     def _attempt(self, query: Query, start: np.ndarray, stage: Pass) -> tuple[float, np.ndarray] | None:
         """Score and pose `(4, 4)` of a single pass from a start `(4, 4)`; None where too little is visible."""
-        points = MapInUnits(self.point_map).query(start[:3, 3], self.settings.radius)
-        origin = np.round(start[:3, 3])
+        origin, points = self._surroundings(start)
         guess = torch.from_numpy(moved(start, -origin)).float().to(self.device)
         matching = self._match(query, points, origin, guess, stage, self._box(guess))
         if matching is None:
             return None
         return self._score(query, matching), moved(matching.map_from_camera.double().cpu().numpy(), origin)
+
+    def _surroundings(self, pose: np.ndarray) -> tuple[np.ndarray, MapPoints]:
+        """The points around a pose `(4, 4)`, and the local origin `(3,)` that keeps numbers small. Both change from
+        grid place to grid place only: maps know the answer to a question that they were asked before."""
+        origin = np.round(pose[:3, 3] / ORIGIN_STEP) * ORIGIN_STEP
+        return origin, MapInUnits(self.point_map).query(origin, self.settings.radius)
 
     def _box(self, guess: Tensor) -> Box:
         allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)
@@ -314,8 +320,10 @@ class Localizer:
         if not self._is_to_be_aligned(last.view):
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
-        refinement = self._align("search", query, view, last.map_from_camera, self.settings.passes[-1].scale)
+        farthest = self.settings.passes[-1].scale
+        refinement = self._align("search", query, view, last.map_from_camera, self.settings.alignment, farthest)
         assert found.map_from_camera is not None and found.covariance is not None
+        assert isinstance(found.evidence, Evidence)
         aligned = refinement.covariance * self.settings.covariance_scale
         pose, covariance = fuse_poses(
             moved(found.map_from_camera, -origin), found.covariance, refinement.poses[-1], aligned
@@ -327,7 +335,10 @@ class Localizer:
             found.map_from_camera = found.candidate = moved(pose, origin)
             found.covariance = covariance * self.settings.fused_scale
             _show(found, matches, agreeing, query, origin)
-        return self._with_likeness(found, last.view, refinement.moved(origin))
+        if self._is_shown(last.view):  # else it is not known what likeness means
+            evidence = replace(found.evidence, likeness=refinement.likeness)
+            found = replace(found, evidence=evidence, belief=belief(evidence))
+        return replace(found, refinement=refinement.moved(origin))
 
     def _is_to_be_aligned(self, view: PointView) -> bool:
         """Whether the pose found from these points is to be refined; "auto" leaves it where no images made the map."""
@@ -341,67 +352,54 @@ class Localizer:
         known = self.network.alignment_head.known(view.appearance)
         return known is not None and float(known.float().mean()) > LEAST_SHOWN
 
-    def _align_prior(
-        self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor, box: Box
-    ) -> Localization | None:
-        """The prior refined by feature alignment alone, with the evidence of the score maps at the pose to which that
-        leads: they had no part in finding it. None where it leads nowhere."""
-        stage = self.settings.passes[-1]
-        view = self._view(query, points, origin, guess, stage)
-        if view is None:
+    def _follow(self, query: Query, points: MapPoints, origin: np.ndarray, guess: Tensor) -> Localization | None:
+        """The prior refined by feature alignment alone; None where that is not certain to be right, or where images do
+        not show what the points look like: then nothing could tell."""
+        settings = self.settings
+        view = self._view(query, points, origin, guess, replace(settings.passes[-1], points=settings.alignment_points))
+        if view is None or not self._is_shown(view):
             return None
-        refinement = self._align("prior", query, view, guess, self.settings.greatest_distance)
+        refinement = self._align("prior", query, view, guess, settings.following, settings.greatest_distance)
         if refinement.given_up:
             return None
-        pose = torch.from_numpy(refinement.poses[-1]).float().to(self.device)
-        view = self._view(query, points, origin, pose, stage)
-        if view is None:
+        refinement = refinement.moved(origin)
+        evidence = refinement.evidence
+        certain = (
+            refinement.num_points >= settings.least_matches
+            and evidence.parts >= settings.least_parts
+            and evidence.likeness >= settings.least_likeness
+            and evidence.sigma <= settings.greatest_sigma
+            and (believed := belief(evidence)) >= settings.least_belief_followed
+        )
+        if not certain:
             return None
-        scores = self._scores(query, view)
-        posterior = self._posterior(query, view, scores, pose, box)
-        covariance = torch.from_numpy(refinement.covariance)
-        jackknife = Jackknife(torch.zeros_like(covariance), *evidence_of_parts(posterior, stage.search.seed))
-        aligned = Matching(view, scores, pose, covariance, jackknife)
-        spread = math.sqrt(refinement.covariance[:3, :3].trace())
-        found = self._conclude(query, aligned, self._decide(query, view, scores), spread, origin)
-        return self._with_likeness(found, view, refinement.moved(origin))
+        return Localization(
+            status="ok",
+            map_from_camera=refinement.poses[-1],
+            candidate=refinement.poses[-1],
+            covariance=refinement.covariance * settings.covariance_scale * settings.followed_scale,
+            num_matches=refinement.num_points,
+            num_inliers=len(refinement.pixels),
+            belief=believed,
+            evidence=evidence,
+            refinement=refinement,
+            points_map=refinement.points_map,
+            pixels=refinement.pixels,
+        )
 
-    def _with_likeness(self, found: Localization, view: PointView, refinement: Refinement) -> Localization:
-        """The answer with the refinement, and its part in the evidence where that is known to mean something."""
-        assert found.evidence is not None
-        likeness = refinement.likeness if self._is_shown(view) else None
-        evidence = replace(found.evidence, likeness=likeness)
-        return replace(found, refinement=refinement, evidence=evidence, belief=belief(evidence))
-
-    def _align(self, of: str, query: Query, view: PointView, start: Tensor, farthest: float) -> Refinement:
+    def _align(
+        self, of: str, query: Query, view: PointView, start: Tensor, settings: AlignmentSettings, farthest: float
+    ) -> Refinement:
         """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
         view = _first_points(view, self.settings.alignment_points)
         dense = self.network.dense_features(query.features)
         levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
         prior = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
-        found = align_features(levels, view.xyz, start[None], query.intrinsics, self.settings.alignment, prior)
-        poses = torch.cat(found.track).double().cpu().numpy()
-        cost_before, cost_after = float(found.cost_before), float(found.cost_after)
-        way = se3.log(torch.from_numpy(np.linalg.inv(poses[0]) @ poses[-1])).abs().numpy() / START_RANGE
+        found = align_features(levels, view.xyz, start[None], query.intrinsics, settings, prior)
         if found.covariance is None:
             raise CheckpointError(BROKEN)
-        given_up = ""
-        if not found.inside_before > 0:
-            given_up = "no point that could be aligned is in the image"
-        elif not cost_after <= cost_before:  # nor where they are no numbers
-            given_up = "it made the features less alike"
-        elif way.max() > farthest:
-            given_up = "it left the surroundings of the pose that it began with"
-        elif found.inside_after < 0.9 * found.inside_before:
-            given_up = "it moved points out of the image"
-        trace = None
-        if self.settings.trace:
-            trace = trace_alignment(levels, view.xyz, query.intrinsics, found)
-            trace.pixels = (trace.pixels + 0.5) * query.scale - 0.5
-        return Refinement(
-            of, given_up, cost_before, cost_after, float(found.likeness_before), float(found.likeness_after), poses,
-            found.covariance[0].cpu().numpy(), trace,
-        )  # fmt: skip
+        trace = trace_alignment(levels, view.xyz, query.intrinsics, found) if self.settings.trace else None
+        return Refinement.of_alignment(of, found, view.xyz, query.scale, farthest, trace)
 
     def _conclude(
         self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray
@@ -456,7 +454,7 @@ class Localizer:
         """Why the pose should not be believed; empty when nothing speaks against it. `searched`: the prior is not a
         guess that was given but a place that was looked for."""
         settings, evidence = self.settings, found.evidence
-        assert found.map_from_camera is not None and evidence is not None
+        assert found.map_from_camera is not None and isinstance(evidence, Evidence)
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
         if evidence.parts < settings.least_parts:

@@ -43,11 +43,13 @@ class LocalizerSettings:
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
-    most of the points, else "none". `alignment_points` take part. A refinement is given up where it makes the cost of
-    the features higher, moves a pose by more than the last pass's start may be wrong (a prior by more than the box),
-    loses more than a tenth of the points out of the image, or has less than `least_inliers_kept` of the single matches
-    agree that agreed before. Else it counts as much as its covariance says, and the search as much as its own;
-    `fused_scale` makes up for both being of one image. `trace`: every step is kept, to be looked at.
+    most of the points, else "none". "align_first" believes what it finds with `least_belief_followed`, for the passes
+    cost nothing but time, and `following` says how it aligns. `alignment_points` take part. A refinement is given up
+    where it makes the cost of the features higher, moves a pose by more than the last pass's start may be wrong (a
+    prior by more than the box), loses more than a tenth of the points out of the image, or has less than
+    `least_inliers_kept` of the single matches agree that agreed before. Else it counts as much as its covariance says,
+    and the search as much as its own; `fused_scale` makes up for both being of one image, `followed_scale` for points
+    of a pose that alignment alone found erring together. `trace`: every step is kept, to be looked at.
     """
 
     radius: float = 60.0
@@ -64,6 +66,7 @@ class LocalizerSettings:
     least_score: float = -0.01
     more_score_searched: float = 0.12
     least_belief: float = 0.7
+    least_belief_followed: float = 0.9
     least_likeness: float = 0.1
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
@@ -72,7 +75,9 @@ class LocalizerSettings:
     alignment_points: int = 512
     least_inliers_kept: float = 0.8
     fused_scale: float = 2.5
+    followed_scale: float = 2.5
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    following: AlignmentSettings = field(default_factory=lambda: AlignmentSettings(iterations=3))
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))
 

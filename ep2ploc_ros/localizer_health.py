@@ -28,7 +28,9 @@ from collections import deque
 
 from rclpy.node import Node
 
-from ep2ploc_core.localization import Localization, Refinement
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.pose.belief import Evidence
+from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox
@@ -95,7 +97,7 @@ class LocalizerHealth(Health):
             seconds=f"{found.seconds:.3f}",
             matches=found.num_matches,
             inliers=found.num_inliers,
-            score="" if found.evidence is None else f"{found.evidence.score:.3f}",
+            score=f"{found.evidence.score:.3f}" if isinstance(found.evidence, Evidence) else "",
             belief=f"{found.belief:.3f}",
         )
         self._tell_refinement(found.refinement)

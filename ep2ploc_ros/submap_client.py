@@ -36,11 +36,13 @@ class SubmapCache:
         self._fetch = fetch
         self._centre: np.ndarray | None = None
         self._points = MapPoints.concatenate([])
+        self._last_query: tuple[tuple[float, ...], MapPoints] | None = None  # a camera asks for the same points often
         self._held_at = 0.0
 
     def hold(self, centre: np.ndarray, points: MapPoints) -> None:
         """Replaces the submap by the points around `centre` `(3,)`, map frame."""
         self._centre, self._points = np.asarray(centre, np.float64), points
+        self._last_query = None
         self._held_at = time.monotonic()
 
     def distance(self, position: np.ndarray) -> float:
@@ -56,8 +58,11 @@ class SubmapCache:
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The held points within `radius` metres (horizontally) of `centre` `(3,)`, map frame."""
         self._fetch(np.asarray(centre))
-        x, y = (self._points.xyz[:, axis] - np.float32(centre[axis]) for axis in (0, 1))
-        return self._points.select(x * x + y * y < radius * radius)
+        asked = (*centre[:2], radius)
+        if self._last_query is None or self._last_query[0] != asked:
+            x, y = (self._points.xyz[:, axis] - np.float32(centre[axis]) for axis in (0, 1))
+            self._last_query = asked, self._points.select(x * x + y * y < radius * radius)
+        return self._last_query[1]
 
 
 class SubmapClient:

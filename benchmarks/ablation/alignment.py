@@ -33,8 +33,8 @@ from ep2ploc_core.model.checkpoint import load_network
 SIZES = ((0.1, 0.5), (0.25, 1.0), (0.5, 2.5), (1.0, 5.0), (2.0, 10.0), (3.0, 15.0))  # units, degrees
 FOUND = (0.25, 2.0)  # units, degrees
 ANYTHING = LocalizerSettings(
-    least_score=-math.inf, least_belief=-1, least_inlier_ratio=0, least_matches=0, least_parts=0,
-    least_likeness=-math.inf, greatest_sigma=math.inf, greatest_distance=4.0,
+    least_score=-math.inf, least_belief=-1, least_belief_followed=-1, least_inlier_ratio=0, least_matches=0,
+    least_parts=0, least_likeness=-math.inf, greatest_sigma=math.inf, greatest_distance=4.0,
 )  # fmt: skip
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,9 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
-from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate
+from ep2ploc_core.evaluation.calibration import LEVELS, calibrate
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
+from ep2ploc_core.pose.belief import AlignmentEvidence, BeliefWeights, Evidence, belief
 
 UNITS, DEGREES = 0.5, 5.0  # a unit is a metre where the map's voxels are of 0.2 m (`ep2ploc_core.map.unit`)
 RIDGE = 3.0  # of the weights on standardized features, against one vote for each pose: sites are few
@@ -52,6 +53,12 @@ def unaligned(sites: dict[str, list[dict[str, Any]]]) -> dict[str, list[dict[str
     }
 
 
+def evidence_of(row: dict[str, Any]) -> Evidence | AlignmentEvidence:
+    """What a row's pose was judged by."""
+    numbers = row["evidence"]
+    return AlignmentEvidence(**numbers) if "way" in numbers else Evidence(**numbers)
+
+
 def is_right(row: dict[str, Any]) -> bool:
     """Whether the best pose was right; foreign images have no errors, since none can be."""
     metres, degrees = row.get("candidate_translation_error_m"), row.get("candidate_rotation_error_deg")
@@ -60,7 +67,7 @@ def is_right(row: dict[str, Any]) -> bool:
 
 def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
     """Logistic regression by Newton's method, on standardized features, with a small ridge."""
-    features = np.array([Evidence(**row["evidence"]).features() for rows in sites for row in rows])
+    features = np.array([evidence_of(row).features() for rows in sites for row in rows])
     right = np.array([is_right(row) for rows in sites for row in rows], float)
     share = np.concatenate([np.full(len(rows), 1 / len(rows)) for rows in sites])
     share *= len(right) / share.sum()
@@ -77,17 +84,27 @@ def fit(sites: list[list[dict[str, Any]]]) -> BeliefWeights:
     return BeliefWeights(tuple(map(float, factors)), float(weights[-1] - factors @ mean))
 
 
+def in_ellipsoids(rows: Iterable[dict[str, Any]]) -> list[str]:
+    """How many of the errors, of position and of the whole pose, lie in their 50 and 90 % ellipsoids."""
+    calibration = calibrate(list(rows))
+    shares = [dict(zip(LEVELS, calibration[part]["observed"] or [], strict=False)) for part in ("position", "pose")]
+    return [f"{share.get(0.5, 0):.0%} / {share.get(0.9, 0):.0%}" for share in shares]
+
+
 def left_out(sites: dict[str, list[dict[str, Any]]], threshold: float) -> Table:
     """What the weights of the other sites say of each."""
-    table = Table("left out", "right poses", "of them believed", "wrong", "of them believed", "worst believed, m")
+    table = Table(
+        "left out", "right poses", "of them believed", "wrong", "of them believed", "worst believed, m",
+        "position in 50 / 90 % ellipsoid", "pose",
+    )  # fmt: skip
     for name, rows in sites.items():
         weights = fit([other for key, other in sites.items() if key != name])
-        believed = np.array([belief(Evidence(**row["evidence"]), weights) for row in rows]) > threshold
+        believed = np.array([belief(evidence_of(row), weights) for row in rows]) > threshold
         right = np.array([is_right(row) for row in rows])
         errors = [row.get("candidate_translation_error_m", np.inf) for row in np.array(rows)[believed]]
         table.add_row(
             name, f"{right.sum()}", f"{(right & believed).sum() / max(1, right.sum()):.0%}", f"{(~right).sum()}",
-            f"{(~right & believed).sum()}", f"{max(errors, default=0):.2f}",
+            f"{(~right & believed).sum()}", f"{max(errors, default=0):.2f}", *in_ellipsoids(np.array(rows)[believed]),
         )  # fmt: skip
     return table
 
@@ -104,8 +121,6 @@ def by_all_rules(evaluations: dict[tuple[str, str, str], list[dict[str, Any]]]) 
         wrong = [some for key, some in evaluations.items() if key[:2] == (site, network) and key[2] != "right"]
         controls = [row for some in wrong for row in some]
         given = [row for row in rows if row["status"] == "ok"]
-        calibration = calibrate(given)
-        shares = {part: dict(zip(LEVELS, calibration[part]["observed"] or [], strict=False)) for part in PARTS}
         table.add_row(
             f"{site}, {network}",
             f"{sum(map(is_right, rows))} of {len(rows)}",
@@ -113,7 +128,7 @@ def by_all_rules(evaluations: dict[tuple[str, str, str], list[dict[str, Any]]]) 
             f"{sum(not is_right(row) for row in given)}",
             f"{max((row['candidate_translation_error_m'] for row in given), default=0):.2f}",
             f"{sum(row['status'] == 'ok' for row in controls)} of {len(controls)}",
-            *(f"{shares[part].get(0.5, 0):.0%} / {shares[part].get(0.9, 0):.0%}" for part in ("position", "pose")),
+            *in_ellipsoids(given),
         )
     return table
 
@@ -129,20 +144,25 @@ def main() -> None:
         site, network, images = file.stem.split("_")
         evaluations[site, network, images] = read_rows(file)
     sites: dict[str, list[dict[str, Any]]] = {}
-    for (site, _, _), rows in evaluations.items():
-        sites.setdefault(site, []).extend(with_evidence(rows))
-    if len(sites) < 2:
-        parser.error(
-            f"{arguments.evaluations} has evaluations of {len(sites)} sites; two are needed, to leave one out."
-        )
+    followed: dict[str, list[dict[str, Any]]] = {}
+    for (site, network, _), rows in evaluations.items():
+        (followed if network == "followed" else sites).setdefault(site, []).extend(with_evidence(rows))
+    if len({*sites, *followed}) < 2:
+        parser.error(f"{arguments.evaluations} has evaluations of fewer sites than the two that leaving one out takes.")
     console = Console(width=110)
-    for title, some in {"UNALIGNED": unaligned(sites), "ALIGNED": aligned(sites)}.items():
-        console.print(title)
-        console.print(left_out(some, arguments.threshold))
+    settings = LocalizerSettings()
+    thresholds = {"UNALIGNED": arguments.threshold, "ALIGNED": arguments.threshold}
+    thresholds["FOLLOWED"] = settings.least_belief_followed
+    groups = {"UNALIGNED": unaligned(sites), "ALIGNED": aligned(sites), "FOLLOWED": followed}
+    for title, some in groups.items():
+        if len(some) < 2:
+            continue
+        console.print(f"{title}, believed from {thresholds[title]} on")
+        console.print(left_out(some, thresholds[title]))
         fitted = fit(list(some.values()))
         factors = ", ".join(f"{factor:.3g}" for factor in fitted.factors)
         console.print(f"{title} = BeliefWeights(({factors}), {fitted.odds:.3g})")
-    console.print(by_all_rules(evaluations))
+    console.print(by_all_rules({key: rows for key, rows in evaluations.items() if key[1] != "followed"}))
 
 
 if __name__ == "__main__":

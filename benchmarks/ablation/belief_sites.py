@@ -4,35 +4,41 @@
     .venv/bin/python benchmarks/ablation/belief.py OUT --threshold 0.7
 
 EP2PLOC_DATA names a directory with kitti_raw/, kitti_pairs/ and rgbd_kitchen/. Takes about 40 minutes on two cores. OUT
-gets a directory per site, with its map and its queries, and a JSON per evaluation: SITE_NETWORK_IMAGES.json.
+gets a directory per site, with its map and its queries, and a JSON per evaluation: SITE_NETWORK_IMAGES.json. The
+NETWORK "followed" is the adapted one, and what is judged is what alignment alone makes of starts a tenth or two fifths
+as wrong.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from alignment import ANYTHING, AloneLocalizer
 from validation import KEPT_PAIRS
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
-from ep2ploc_core.datasets.queries import write_queries
-from ep2ploc_core.datasets.sampling import draw_start
+from ep2ploc_core.datasets.queries import Queries, write_queries
+from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
 from ep2ploc_core.datasets.synthetic import drive_path, write_synthetic_drive
 from ep2ploc_core.evaluation.metrics import error_row
-from ep2ploc_core.evaluation.protocols import result_row
+from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking, result_row
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.map.encode import encode_map
-from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
+from ep2ploc_core.map.unit import unit_of
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.training.scenes import pair_names, pair_scene
 from ep2ploc_ros.demo import split_drive
@@ -41,6 +47,7 @@ STREET_SEED, FRAMES = 77, 100
 KITCHEN_STEPS = 300
 KITCHEN_CAMERA = "525 0 320\n0 525 240\n0 0 1\n"
 VOXEL = 0.2
+FOLLOWED = (0.1, 0.4)  # shares of START_RANGE
 
 
 def ep2ploc(*arguments: object) -> None:
@@ -76,6 +83,25 @@ def evaluate(site: Path, network: str, foreign: Path | None, swap: bool = True) 
         ep2ploc("evaluate", *asked, "--repeats", 2, "--swap", "--json", f"{name}_swap.json")
     if foreign:
         ep2ploc("evaluate", *asked, "--repeats", 2, "--foreign", foreign / "queries", "--json", f"{name}_foreign.json")
+
+
+def follow(site: Path, foreign: Path, swap: bool = True) -> None:
+    """The same by alignment alone."""
+    point_map, queries = PointMap.open(site / "map"), Queries(site / "queries")
+    finder = AloneLocalizer(
+        load_network(site / "map" / SITE_CHECKPOINT), point_map, settings=replace(ANYTHING, refine="align_first")
+    )
+    unit = unit_of(point_map.voxel_size)
+    for images, others in {"right": None, "foreign": Queries(foreign / "queries"), "swap": None}.items():
+        if images == "swap" and not swap:
+            continue
+        rows = []
+        for share in FOLLOWED:
+            metres, degrees = START_RANGE[0] * unit * share, math.degrees(START_RANGE[4]) * share
+            protocol = TrackingProtocol(metres, degrees, repeats=2, swap=images == "swap")
+            rows += evaluate_tracking(finder, queries, protocol, foreign=others)["results"]
+        report = {"metres_per_unit": unit, "results": rows}
+        site.with_name(f"{site.name}_followed_{images}.json").write_text(json.dumps(report))
 
 
 def evaluate_pairs(pairs: Path, out: Path) -> None:
@@ -129,11 +155,13 @@ def main() -> None:
     for name in drives:
         ep2ploc("train", "--site", out / name / "map", "--steps", arguments.steps)
         evaluate(out / name, "adapted", out / ("0005" if name == "0009" else "0009"))
+        follow(out / name, out / ("0005" if name == "0009" else "0009"))
     evaluate_pairs(data / "kitti_pairs", out / "pairs")
     prepare_kitchen(data / "rgbd_kitchen", out / "kitchen")
     ep2ploc("train", "--site", out / "kitchen" / "map", "--steps", min(KITCHEN_STEPS, arguments.steps))
     # Another image of the same room may be rightly placed near the start: no swapping.
     evaluate(out / "kitchen", "adapted", None, swap=False)
+    follow(out / "kitchen", out / "0009", swap=False)
 
 
 if __name__ == "__main__":

@@ -404,15 +404,14 @@ def spread_over_image(pixels: Tensor, order: Tensor, count: int, cell: int = 8) 
     `order` `(M,)` ranks the pixels within their cell; first every cell gives its first, then its second, and so on.
     """
     key = (pixels[:, 1] / cell).floor().long() * 100_000 + (pixels[:, 0] / cell).floor().long()
-    by_order = order.argsort()
-    sequence = by_order[key[by_order].argsort(stable=True)]
+    sequence = (key + order.double() / (order.max() + 1 if len(order) else 1)).argsort(stable=True)
     sorted_key = key[sequence]
     first = torch.ones_like(sorted_key, dtype=torch.bool)
     first[1:] = sorted_key[1:] != sorted_key[:-1]
     position = torch.arange(len(sequence), device=pixels.device)
     start = torch.where(first, position, torch.zeros_like(position)).cummax(0).values
     rank = (position - start).to(order.dtype) + order[sequence] / (order.max() + 1 if len(order) else 1)
-    return sequence[rank.argsort()[:count]]
+    return sequence[rank.topk(min(count, len(rank)), largest=False).indices]
 
 
 def _cells(xyz: Tensor, camera_from_map: Tensor, camera: Camera) -> tuple[Tensor, Tensor, Tensor, Tensor]:

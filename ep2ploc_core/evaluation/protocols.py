@@ -22,8 +22,9 @@ from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
 from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
-from ep2ploc_core.localization import Localization, Refinement
-from ep2ploc_core.pose.belief import Evidence
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.pose.belief import AlignmentEvidence, Evidence
+from ep2ploc_core.refinement import Refinement
 
 Progress = Callable[[int, int], None]
 
@@ -134,7 +135,7 @@ def result_row(result: Localization) -> dict[str, Any]:
     }
 
 
-def _evidence_row(evidence: Evidence) -> dict[str, Any]:
+def _evidence_row(evidence: Evidence | AlignmentEvidence) -> dict[str, Any]:
     return {name: None if value is None else round(value, 5) for name, value in asdict(evidence).items()}
 
 

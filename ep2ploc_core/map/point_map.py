@@ -160,6 +160,7 @@ class PointMap:
         self.voxel_size = info.voxel_size
         self._corners = np.array([name.split("_") for name in info.tiles], np.float64).reshape(-1, 2) * info.tile_size
         self._unpacked: OrderedDict[str, MapPoints] = OrderedDict()
+        self._last_query: tuple[tuple[float, ...], MapPoints] | None = None  # a camera asks for the same points often
 
     @classmethod
     def open(cls, path: Path | str) -> PointMap:
@@ -193,6 +194,12 @@ class PointMap:
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The points within `radius` metres (horizontally) of `centre` `(3,)`, map coordinates."""
         local = np.asarray(centre, dtype=np.float64)[:2] - self.origin[:2]
+        asked = (*local, radius)
+        if self._last_query is None or self._last_query[0] != asked:
+            self._last_query = asked, self._query(local, radius)
+        return self._last_query[1]
+
+    def _query(self, local: np.ndarray, radius: float) -> MapPoints:
         # A voxel that lies across a tile's edge has its point on either side.
         low, high = self._corners - self.info.voxel_size, self._corners + self.info.tile_size + self.info.voxel_size
         nearest = np.linalg.norm(local.clip(low, high) - local, axis=1)
@@ -255,6 +262,7 @@ class PointMap:
         write_info(self.path, self.info)
         self.checkpoint = checkpoint
         self._unpacked.clear()
+        self._last_query = None
         for file in self.path.glob("tiles/*/descriptors.*"):
             if file.name != f"descriptors.{checkpoint}.npy":
                 file.unlink()

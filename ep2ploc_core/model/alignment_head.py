@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.pose.feature_alignment import NEAREST, FeatureLevel, sample_with_slope
+from ep2ploc_core.pose.feature_alignment import NEAREST, FeatureLevel
+from ep2ploc_core.pose.feature_sampling import sample
 
 
 @dataclass
@@ -68,7 +69,7 @@ class AlignmentHead(nn.Module):
         for stride, feature, carry, lateral, smooth, out in parts:
             grown = functional.interpolate(carry(merged), size=feature.shape[-2:], mode="bilinear", align_corners=False)
             merged = smooth(grown + lateral(feature))
-            last = out(merged).float().permute(0, 2, 3, 1)
+            last = out(merged).float().permute(0, 2, 3, 1).contiguous()  # a cell's numbers are read together
             features, confidence = functional.normalize(last[..., :-1], dim=-1), torch.sigmoid(last[..., -1])
             levels.append(DenseFeatures(features, confidence, stride))
         return levels
@@ -97,8 +98,8 @@ class AlignmentHead(nn.Module):
             height, width = level.confidence.shape[1:]
             inside = (depth > NEAREST) & (place > -0.5).all(-1)
             inside = inside & (place[..., 0] < width - 0.5) & (place[..., 1] < height - 0.5)
-            value, _ = sample_with_slope(level.features, image, place)
-            worth, _ = sample_with_slope(level.confidence[..., None], image, place)
+            value = sample(level.features, image, place)
+            worth = sample(level.confidence[..., None], image, place)
             parts += [functional.normalize(value, dim=-1), worth.clamp(0, 1) * inside[..., None]]
         return torch.cat(parts, -1)
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for a pose. score: the mean log likelihood ratio of the points' places against what the prior alone
-    expects (`Localizer`); gain: what the poses found without a part of the image say of that part (`jackknife`), both
-    in nats per point; inlier_ratio: share of the single matches that agree with the pose; spread: the standard
-    deviation of the position after the first pass, other peaks included, and sigma: after the last one, in units
-    (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much more alike
-    points and image are at the pose than by chance (`feature_alignment`), None where nothing was aligned."""
+    """What speaks for a pose that was searched for. score: the mean log likelihood ratio of the points' places against
+    what the prior alone expects (`Localizer`); gain: what the poses found without a part of the image say of that part
+    (`jackknife`), both in nats per point; inlier_ratio: share of the single matches that agree with the pose; spread:
+    the standard deviation of the position after the first pass, other peaks included, and sigma: after the last one, in
+    units (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much more
+    alike points and image are at the pose than by chance (`feature_alignment`), None where nothing was aligned."""
 
     score: float
     gain: float
@@ -30,6 +30,33 @@ class Evidence:
             logs.append(math.log(max(self.likeness, 0.01)))
         return [self.score, self.gain, self.inlier_ratio, *logs]
 
+    @property
+    def weights(self) -> BeliefWeights:
+        """What they weigh."""
+        return UNALIGNED if self.likeness is None else ALIGNED
+
+
+@dataclass(frozen=True)
+class AlignmentEvidence:
+    """What speaks for a pose that feature alignment alone found from a prior. likeness: as in Evidence, and least: in
+    that part of the image where it is least, of the `parts` that hold enough points; sigma: the standard deviation of
+    the position, in units; way: how far from the prior, as a share of START_RANGE along the axis where that is most."""
+
+    likeness: float
+    least: float
+    sigma: float
+    way: float
+    parts: int
+
+    def features(self) -> list[float]:
+        """The numbers that the regression weighs."""
+        return [math.log(max(self.likeness, 0.01)), self.least, math.log(self.sigma + 1e-3), self.way]
+
+    @property
+    def weights(self) -> BeliefWeights:
+        """What they weigh."""
+        return FOLLOWED
+
 
 @dataclass(frozen=True)
 class BeliefWeights:
@@ -42,16 +69,15 @@ class BeliefWeights:
 # Fitted by `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which.
 UNALIGNED = BeliefWeights((18.7, 2.53, 10.1, -1.54, -0.568), -7.21)
 ALIGNED = BeliefWeights((13.9, 1.24, 8.16, -0.672, -0.432, 1.7), -1.23)
+FOLLOWED = BeliefWeights((0.999, 9.46, -0.875, -3.41), 2.78)
 
 
-def belief(evidence: Evidence, weights: BeliefWeights | None = None) -> float:
+def belief(evidence: Evidence | AlignmentEvidence, weights: BeliefWeights | None = None) -> float:
     """The probability, 0 to 1, that the pose is within 2.5 voxels' lengths (0.5 m in maps with voxels of 0.2 m) and 5
     degrees of the truth."""
-    if weights is None:
-        weights = UNALIGNED if evidence.likeness is None else ALIGNED
-    numbers = (evidence.score, evidence.gain, evidence.inlier_ratio, evidence.spread, evidence.sigma, evidence.likeness)
-    if not all(number is None or math.isfinite(number) for number in numbers):
+    if not all(number is None or math.isfinite(number) for number in asdict(evidence).values()):
         return 0.0
+    weights = weights or evidence.weights
     features = zip(weights.factors, evidence.features(), strict=True)
     log_odds = weights.odds + sum(factor * value for factor, value in features)
     return 1 / (1 + math.exp(-max(-50.0, min(50.0, log_odds))))

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
-from ep2ploc_core.pose.jackknife import part_of_points
+from ep2ploc_core.pose.feature_sampling import sample, sample_with_slope
+from ep2ploc_core.pose.jackknife import LEAST_SHARE, part_of_points
 
 NEAREST = 0.5  # metres; what is nearer, or behind, is not in the image
 LIKENESS_SHIFTS = 5  # points are compared with those a fifth, two fifths, ... of all points farther on
@@ -68,15 +69,34 @@ class FeatureLevel:
 
 
 @dataclass
+class Likeness:
+    """How much more alike the image and what N points expect to see are than by chance, from each of B poses on the
+    finest level: 1 where all points find what they expect, 0 where they find no more of it than other points would at
+    their places.
+
+    whole `(B,)`: of all points; least `(B,)`: of those in that part of the image (`pose.jackknife`) where it is least,
+    of the `parts` `(B,)` that hold enough of the points' weight. inside `(B, N)`: which points count and are in the
+    image; more `(B, N)`: which of them find more of what they expect than others would; pixels `(B, N, 2)`: where.
+    """
+
+    whole: Tensor
+    least: Tensor
+    parts: Tensor
+    inside: Tensor
+    more: Tensor
+    pixels: Tensor
+
+
+@dataclass
 class Alignment:
     """Poses `map_from_camera` `(B, 4, 4)` and how they were come by.
 
     cost_before, cost_after `(B,)`: mean robust cost of a point on the finest level, at the start and at the end, the
     points weighed alike. inside_before, inside_after `(B,)`: share of the points' weight that lies in the image.
     after_level: the poses after each level. track: all poses, step by step, the start first; level_of: for each of them
-    the number of the level that led to it, the first for the start. likeness_before, likeness_after `(B,)`: 1 where all
-    points find what they expect, 0 where they find no more of it than other points would at their places. covariance
-    `(B, 6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes); only where it was asked for.
+    the number of the level that led to it, the first for the start. likeness_before, likeness_after: at the start and
+    at the end. covariance `(B, 6, 6)` of `se3.perturb`'s tangent (metres and radians, map axes); only where it was
+    asked for.
     """
 
     map_from_camera: Tensor
@@ -84,8 +104,8 @@ class Alignment:
     cost_after: Tensor
     inside_before: Tensor
     inside_after: Tensor
-    likeness_before: Tensor
-    likeness_after: Tensor
+    likeness_before: Likeness
+    likeness_after: Likeness
     after_level: list[Tensor] = field(default_factory=list)
     track: list[Tensor] = field(default_factory=list)
     level_of: list[int] = field(default_factory=list)
@@ -112,26 +132,26 @@ def align_features(
     computed.
     """
     finest = _Problem.at(levels[-1], xyz, map_from_camera, intrinsics)
-    before = finest.slope(map_from_camera)
+    cost_before, inside_before = finest.cost(map_from_camera)
     pose, track, level_of, after_level = map_from_camera, [map_from_camera], [0], []
     for number, level in enumerate(levels):
         pose = pose.detach()  # in training each level learns from what it does itself
         pose = _descend(_Problem.at(level, xyz, pose, intrinsics), pose, settings, track)
         after_level.append(pose)
         level_of += [number] * (len(track) - len(level_of))
-    after = finest.slope(pose)
+    cost_after, inside_after = finest.cost(pose)
     return Alignment(
         map_from_camera=pose,
-        cost_before=before.cost / finest.total,
-        cost_after=after.cost / finest.total,
-        inside_before=before.inside / finest.total,
-        inside_after=after.inside / finest.total,
+        cost_before=cost_before / finest.total,
+        cost_after=cost_after / finest.total,
+        inside_before=inside_before / finest.total,
+        inside_after=inside_after / finest.total,
         likeness_before=finest.likeness(map_from_camera),
         likeness_after=finest.likeness(pose),
         after_level=after_level,
         track=track,
         level_of=level_of,
-        covariance=_covariances(finest, pose, box) if box is not None and after.cost.isfinite().all() else None,
+        covariance=_covariances(finest, pose, box) if box is not None and cost_after.isfinite().all() else None,
     )
 
 
@@ -147,9 +167,10 @@ def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track
         damped = slope.hessian + torch.diag_embed(more[:, None] * problem.level.damping * diagonal + EPSILON)
         steps = (lengths * -torch.linalg.solve(damped, slope.gradient)[:, None]).flatten(0, 1)
         there = pose.repeat_interleave(tries, 0) @ se3.exp(steps)
-        tried = every.slope(there)
-        best = tried.cost.view(-1, tries).argmin(1) + views * tries
-        step, there, tried = steps[best], there[best], tried.of(best)
+        with torch.no_grad():
+            best = every.cost(there)[0].view(-1, tries).argmin(1) + views * tries
+        step, there = steps[best], there[best]
+        tried = problem.slope(there)
         down = tried.cost < slope.cost
         pose = torch.where(down[:, None, None], there, pose)
         slope = slope.or_where(down, tried)
@@ -178,7 +199,7 @@ def look(level: FeatureLevel, xyz: Tensor, map_from_camera: Tensor, intrinsics: 
     """How the level sees the points from the poses; arguments as for `align_features`."""
     problem = _Problem.at(level, xyz, map_from_camera, intrinsics)
     place, inside, _ = problem._look(map_from_camera)
-    value, _ = sample_with_slope(level.features, level.image, place)
+    value = sample(level.features, level.image, place)
     pixels = (place + 0.5) * level.stride - 0.5
     return Look(pixels, inside, (value - level.expected).norm(dim=-1), problem.weight)
 
@@ -186,25 +207,15 @@ def look(level: FeatureLevel, xyz: Tensor, map_from_camera: Tensor, intrinsics: 
 @dataclass
 class Slope:
     """At B poses: cost `(B,)`, half its gradient `(B, 6)` and Gauss-Newton's half Hessian `(B, 6, 6)` by offsets; each
-    point's share of them, `(B, N, 6)` and `(B, N, 6, 6)`, its weight `(B, N)`, zero outside the image, and its place
-    `(B, N, 2)`, -1 at the left and upper edges of the image and 1 at the others."""
+    point's share of the gradient `(B, N, 6)`, its weight `(B, N)`, zero outside the image, and its place `(B, N, 2)`,
+    -1 at the left and upper edges of the image and 1 at the others."""
 
     cost: Tensor
     gradient: Tensor
     hessian: Tensor
     by_point: Tensor
-    hessian_by_point: Tensor
     weight: Tensor
     place: Tensor
-
-    @property
-    def inside(self) -> Tensor:
-        """The weight `(B,)` of all points inside the image."""
-        return self.weight.sum(1)
-
-    def of(self, views: Tensor) -> Slope:
-        """Those of some of the poses."""
-        return Slope(**{name: value[views] for name, value in vars(self).items()})
 
     def or_where(self, condition: Tensor, other: Slope) -> Slope:
         """The other's values where the condition `(B,)` holds."""
@@ -231,10 +242,10 @@ class _Problem:
     def at(cls, level: FeatureLevel, xyz: Tensor, map_from_camera: Tensor, intrinsics: Tensor) -> _Problem:
         problem = cls(level, xyz, intrinsics, level.weight, torch.zeros_like(level.weight[:, 0]))
         place, inside, _ = problem._look(map_from_camera)
-        confidence, _ = sample_with_slope(level.confidence[..., None], level.image, place)
+        confidence = sample(level.confidence[..., None], level.image, place)
         problem.weight = level.weight * torch.where(inside, confidence[..., 0].clamp(0, 1), 0)
-        slope = problem.slope(map_from_camera)
-        problem.neutral = (slope.cost / slope.inside.clamp(min=1e-6)).detach()
+        cost, _ = problem.cost(map_from_camera)
+        problem.neutral = (cost / problem.total).detach()
         return problem
 
     def of(self, views: slice | Tensor) -> _Problem:
@@ -246,95 +257,91 @@ class _Problem:
     def total(self) -> Tensor:
         return self.weight.sum(1).clamp(min=1e-6)
 
+    def cost(self, map_from_camera: Tensor) -> tuple[Tensor, Tensor]:
+        """That of `slope` alone, and the weight of the points inside the image; `(B,)`."""
+        place, inside, _ = self._look(map_from_camera)
+        difference = sample(self.level.features, self.level.image, place) - self.level.expected
+        cost = torch.where(inside, self._robust(difference), self.neutral[:, None])
+        return (self.weight * cost).sum(1), (self.weight * inside).sum(1)
+
     def slope(self, map_from_camera: Tensor) -> Slope:
-        place, inside, place_by_offset = self._look(map_from_camera)
+        place, inside, points = self._look(map_from_camera)
+        place_by_offset = self._place_by_offset(points)
         value, by_place = sample_with_slope(self.level.features, self.level.image, place)
         difference = value - self.level.expected
-        squared, limit = (difference**2).sum(-1), self.level.scale**2
-        cost = torch.where(inside, limit * torch.log1p(squared / limit), self.neutral[:, None])
+        cost = torch.where(inside, self._robust(difference), self.neutral[:, None])
         weight = self.weight * inside
-        steep = weight / (1 + squared / limit)
+        steep = weight / (1 + (difference**2).sum(-1) / self.level.scale**2)
         # Per point: gradient and Hessian by its place in the image, then by the offset of the camera.
         by_cell = by_place @ difference[..., None]  # (B, N, 2, 1)
         gradient = (place_by_offset.transpose(2, 3) @ by_cell)[..., 0] * steep[..., None]
         square = (by_place @ by_place.transpose(2, 3)) * steep[..., None, None]
-        hessian = place_by_offset.transpose(2, 3) @ (square @ place_by_offset)
-        size = torch.tensor(self.level.size[::-1], device=place.device)
+        hessian = place_by_offset.flatten(1, 2).transpose(1, 2) @ (square @ place_by_offset).flatten(1, 2)
         return Slope(
             cost=(self.weight * cost).sum(1),
             gradient=gradient.sum(1),
-            hessian=hessian.sum(1),
+            hessian=hessian,
             by_point=gradient,
-            hessian_by_point=hessian,
             weight=weight,
-            place=(place + 0.5) / size * 2 - 1,
+            place=self._relative(place),
         )
 
-    def likeness(self, map_from_camera: Tensor) -> Tensor:
-        """See Alignment: how much less the points cost than if each expected what some other one does, `(B,)`."""
+    def likeness(self, map_from_camera: Tensor) -> Likeness:
         place, inside, _ = self._look(map_from_camera)
-        value, _ = sample_with_slope(self.level.features, self.level.image, place)
-        weight, limit, count = self.weight * inside, self.level.scale**2, value.shape[1]
+        value = sample(self.level.features, self.level.image, place)
+        weight, expected, count = self.weight * inside, self.level.expected, place.shape[1]
+        own = self._robust(value - expected)
+        shifts = [shift * count // LIKENESS_SHIFTS for shift in range(1, LIKENESS_SHIFTS)]
+        chance = torch.stack([self._robust(value - expected.roll(shift, 1)) for shift in shifts]).mean(0)
 
-        def cost(expected: Tensor) -> Tensor:
-            return (weight * limit * torch.log1p(((value - expected) ** 2).sum(-1) / limit)).sum(1)
+        def alike(own: Tensor, chance: Tensor) -> Tensor:
+            return torch.where(chance > 0, 1 - own / chance.clamp(min=1e-9), 0)
 
-        others = [
-            cost(self.level.expected.roll(shift * count // LIKENESS_SHIFTS, 1)) for shift in range(1, LIKENESS_SHIFTS)
-        ]
-        by_chance = torch.stack(others).mean(0)
-        return torch.where(by_chance > 0, 1 - cost(self.level.expected) / by_chance.clamp(min=1e-9), 0)
+        of_parts = part_of_points(self._relative(place)).to(weight) * weight[:, None]  # (B, P, N)
+        counted = of_parts.sum(2) > LEAST_SHARE * weight.sum(1, keepdim=True)
+        by_part = alike((of_parts * own[:, None]).sum(2), (of_parts * chance[:, None]).sum(2))
+        return Likeness(
+            whole=alike((weight * own).sum(1), (weight * chance).sum(1)),
+            least=torch.where(counted, by_part, torch.inf).amin(1).clamp(max=1),
+            parts=counted.sum(1),
+            inside=weight > 0,
+            more=(weight > 0) & (own < chance),
+            pixels=(place + 0.5) * self.level.stride - 0.5,
+        )
+
+    def _relative(self, place: Tensor) -> Tensor:
+        """Places `(..., 2)` in cells, as -1 at the left and upper edges of the image and 1 at the others."""
+        return (place + 0.5) / torch.tensor(self.level.size[::-1], device=place.device) * 2 - 1
+
+    def _robust(self, difference: Tensor) -> Tensor:
+        """What points cost `(B, N)` whose features differ by `(B, N, D)`."""
+        limit = self.level.scale**2
+        return limit * torch.log1p((difference**2).sum(-1) / limit)
 
     def _look(self, map_from_camera: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Where the points lie in the image, in cells `(B, N, 2)`; which are inside; and the places' derivatives by the
-        camera's offset `(B, N, 2, 6)`: a point in its frame moves by -(d + w x point) for a move d and a turn w."""
+        """Where the points lie in the image, in cells `(B, N, 2)`; which are inside; and they themselves in the
+        camera's frame `(B, N, 3)`."""
         points = se3.apply(se3.inverse(map_from_camera), self.xyz)
-        stride, (height, width) = self.level.stride, self.level.size
+        height, width = self.level.size
         pixels, depth = project_pinhole(self.intrinsics, points)
-        place = (pixels + 0.5) / stride - 0.5
+        place = (pixels + 0.5) / self.level.stride - 0.5
         inside = (depth > NEAREST) & (place > -0.5).all(-1)
         inside = inside & (place[..., 0] < width - 0.5) & (place[..., 1] < height - 0.5)
-        z = depth.clamp(min=NEAREST)
+        return place, inside, points
+
+    def _place_by_offset(self, points: Tensor) -> Tensor:
+        """Derivatives `(B, N, 2, 6)` of the places of points `(B, N, 3)` by the camera's offset: a point in its frame
+        moves by -(d + w x point) for a move d and a turn w."""
+        z = points[..., 2].clamp(min=NEAREST)
         x, y = points[..., 0] / z, points[..., 1] / z
-        scale_x, scale_y = self.intrinsics[:, :1] / stride / z, self.intrinsics[:, 1:2] / stride / z
+        focal = self.intrinsics / self.level.stride
+        scale_x, scale_y = focal[:, :1] / z, focal[:, 1:2] / z
         zero = torch.zeros_like(z)
         by_x = torch.stack([-scale_x, zero, x * scale_x, x * y * z * scale_x, -(1 + x * x) * z * scale_x,
                             y * z * scale_x], -1)  # fmt: skip
         by_y = torch.stack([zero, -scale_y, y * scale_y, (1 + y * y) * z * scale_y, -x * y * z * scale_y,
                             -x * z * scale_y], -1)  # fmt: skip
-        return place, inside, torch.stack([by_x, by_y], 2)
-
-
-# Rows: of the four cells around a place, the coefficients of 1, t, t^2, t^3 (Catmull and Rom's cubic).
-_CUBIC = [[0.0, -0.5, 1.0, -0.5], [1.0, 0.0, -2.5, 1.5], [0.0, 0.5, 2.0, -1.5], [0.0, 0.0, -0.5, 0.5]]
-
-
-def sample_with_slope(images: Tensor, image: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Values `(B, N, D)` at places `(B, N, 2)` (x, y in cells), and exact derivatives `(B, N, 2, D)` by them.
-
-    images `(I, H, W, D)`, image `(B,)`: in which of them the places are. Interpolated by Catmull and Rom's cubic, whose
-    slopes are continuous; beyond the outermost cells these go on.
-    """
-    _, height, width, _ = images.shape
-    base = place.detach().floor()
-    t = place - base
-    one = torch.ones_like(t)
-    cubic = torch.tensor(_CUBIC, device=place.device, dtype=place.dtype).T
-    share = torch.stack([one, t, t**2, t**3], -1) @ cubic  # (B, N, 2, 4)
-    change = torch.stack([torch.zeros_like(t), one, 2 * t, 3 * t**2], -1) @ cubic
-    across, down = share.unbind(2)
-    kernel = torch.stack([
-        (down[..., None] * across[..., None, :]).flatten(2),
-        (down[..., None] * change[:, :, 0, None, :]).flatten(2),
-        (change[:, :, 1, :, None] * across[..., None, :]).flatten(2),
-    ], 2)  # fmt: skip
-    around = torch.arange(-1, 3, device=place.device)
-    column = (base[..., 0, None].long() + around).clamp(0, width - 1)
-    row = (base[..., 1, None].long() + around).clamp(0, height - 1)
-    index = image[:, None, None, None] * (height * width) + row[..., :, None] * width + column[..., None, :]
-    cells = images.flatten(0, 2).index_select(0, index.flatten()).view(*place.shape[:2], 16, -1)
-    sampled = kernel @ cells
-    return sampled[:, :, 0], sampled[:, :, 1:]
+        return torch.stack([by_x, by_y], 2)
 
 
 def _covariances(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tensor:
@@ -359,8 +366,9 @@ def _covariance(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tens
     """
     with torch.autocast(box.device.type, enabled=False):
         slope = problem.slope(map_from_camera)
-        _, inside, by_offset = problem._look(map_from_camera)
-        reach = 0.5 / (by_offset[inside] ** 2).sum(1).mean(0).sqrt().clamp(min=1e-3)  # a row per offset
+        _, inside, points = problem._look(map_from_camera)
+        by_offset = problem._place_by_offset(points)[inside]
+        reach = 0.5 / (by_offset**2).sum(1).mean(0).sqrt().clamp(min=1e-3)  # a row per offset
         steps = torch.cat([torch.diag(reach), -torch.diag(reach)])
         around = problem.of(torch.zeros(len(steps), dtype=torch.long)).slope(map_from_camera @ se3.exp(steps))
         wide = box.double()
@@ -372,7 +380,7 @@ def _covariance(problem: _Problem, map_from_camera: Tensor, box: Tensor) -> Tens
         by_point = slope.by_point[0].double() * wide
         single = by_point.T @ by_point
         # The variance of residuals, in which the prior is to be measured; not zero, nor is the prior.
-        steep = slope.hessian_by_point[0].double().sum(0) * wide * wide[:, None]
+        steep = slope.hessian[0].double() * wide * wide[:, None]
         noise = (single.trace() / steep.trace().clamp(min=LEAST_NOISE)).clamp(min=LEAST_NOISE)
         prior = noise * torch.eye(6, dtype=wide.dtype, device=wide.device)
         hessian = hessians.sum(0)

@@ -41,11 +41,12 @@ class Jackknife:
 
 
 def part_of_points(place: Tensor) -> Tensor:
-    """One row of weights per part, `(B, N)` 0 or 1: in which cell of the image points lie, given their places `(N, 2)`,
-    -1 at the left and upper edges and 1 at the right and lower ones. Points beyond count with the cell nearest by."""
-    column = ((place[:, 0] + 1) / 2 * COLUMNS).floor().clamp(0, COLUMNS - 1)
-    row = ((place[:, 1] + 1) / 2 * ROWS).floor().clamp(0, ROWS - 1)
-    return one_hot((row * COLUMNS + column).long(), ROWS * COLUMNS).T.to(place.dtype)
+    """One row of weights per part, `(..., B, N)` 0 or 1: in which cell of the image points lie, given their places
+    `(..., N, 2)`, -1 at the left and upper edges and 1 at the right and lower ones. Points beyond count with the cell
+    nearest by."""
+    column = ((place[..., 0] + 1) / 2 * COLUMNS).floor().clamp(0, COLUMNS - 1)
+    row = ((place[..., 1] + 1) / 2 * ROWS).floor().clamp(0, ROWS - 1)
+    return one_hot((row * COLUMNS + column).long(), ROWS * COLUMNS).transpose(-1, -2).to(place.dtype)
 
 
 def parts_to_leave_out(weight: Tensor) -> Tensor:

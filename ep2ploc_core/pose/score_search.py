@@ -135,18 +135,6 @@ def _jackknife(posterior: PosePosterior, near: _Samples, mean: Tensor, generator
     return Jackknife(covariance, float(gain.sum() / parts.weight[left_out].sum()), len(left_out))
 
 
-def evidence_of_parts(posterior: PosePosterior, seed: int) -> tuple[float, int]:
-    """`gain` and `parts` as in Jackknife, of the guess itself, which came from elsewhere than from the score maps: no
-    part has to be left out in judging it."""
-    generator = torch.Generator().manual_seed(seed)
-    parts = posterior.part_values(torch.zeros(1, 6).to(posterior.sigma))
-    judged = parts_to_leave_out(parts.weight)
-    if len(judged) < 2:
-        return 0.0, len(judged)
-    gain = (parts.value[:, 0] - posterior.part_values_anywhere(generator))[judged]
-    return float(gain.sum() / parts.weight[judged].sum()), len(judged)
-
-
 @dataclass
 class _Gaussians:
     """G Gaussians: centres `(G, 6)`, lower triangular roots of the covariances `(G, 6, 6)`."""

@@ -24,7 +24,8 @@ from ep2ploc_core.datasets.sampling import START_RANGE, Batch
 from ep2ploc_core.map.unit import UNIT_VOXEL
 from ep2ploc_core.model.alignment_head import DenseFeatures
 from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
-from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel, align_features, sample_with_slope
+from ep2ploc_core.pose.feature_alignment import AlignmentSettings, FeatureLevel, align_features
+from ep2ploc_core.pose.feature_sampling import sample_with_slope
 from ep2ploc_core.visibility import remove_invisible
 
 TRAINING_LENGTHS = (1.0, 3.0)  # of the optimizer's steps

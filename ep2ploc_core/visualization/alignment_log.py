@@ -26,10 +26,10 @@ import numpy as np
 
 from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.localization import Refinement
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.unit import unit_of
 from ep2ploc_core.pose.alignment_trace import AlignmentTrace
+from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.visualization.rerun_log import RerunLog
 
 TIMELINE = "step"

@@ -10,10 +10,11 @@ import pytest
 import rclpy
 import torch
 
-from ep2ploc_core.localization import Localization, Refinement
+from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, NetworkConfig
+from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.tracker import Tracker
 from ep2ploc_ros.inbox import Inbox
 from ep2ploc_ros.localizer_health import LocalizerHealth
