@@ -149,6 +149,7 @@ ADAPTATIONS = {
     "no_gauss_newton": Adaptation(losses=with_alignment(gauss_newton=0.0)),
     "no_place": Adaptation(losses=with_alignment(place=0.0)),
     "contrastive": Adaptation(losses=with_alignment(contrastive=0.3)),
+    "no_alignment_losses": Adaptation(losses=with_alignment(reprojection=0.0, gauss_newton=0.0, place=0.0)),
 }
 VARIANTS = (
     Variant("ours"),
@@ -160,6 +161,7 @@ VARIANTS = (
     Variant("aligned, no Gauss-Newton loss", "no_gauss_newton", settings=ALIGNED),
     Variant("aligned, no loss on the place", "no_place", settings=ALIGNED),
     Variant("aligned, contrastive loss too", "contrastive", settings=ALIGNED),
+    Variant("aligned, none of these losses", "no_alignment_losses", settings=ALIGNED),
     Variant("the paper's score MLP", "mlp"),
     Variant("the paper's IPR", localizer=PapersVisibility),
     Variant("one pass", settings=replace(SEARCHED, passes=(FIRST_PASS,))),
