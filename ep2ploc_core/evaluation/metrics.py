@@ -13,7 +13,7 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.evaluation.calibration import LEVELS, calibrate
 
-RECALLS = ((0.25, 2.0), (0.5, 5.0), (2.0, 5.0))  # metres, degrees
+RECALLS = ((0.1, 1.0), (0.25, 2.0), (0.5, 5.0), (2.0, 5.0))  # metres, degrees
 WRONG_METRES = 1.0  # a pose given that is this far off should have been refused
 AXES = (
     "lateral_error_m", "down_error_m", "forward_error_m", "pitch_error_deg", "yaw_error_deg", "roll_error_deg",

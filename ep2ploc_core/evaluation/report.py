@@ -17,6 +17,7 @@ COLUMNS = {
     "candidate_median_rotation_error_deg": "deg",
     "candidate_median_lateral_error_m": "lateral m",
     "candidate_median_forward_error_m": "forward m",
+    "recall_0.1m_1deg": "in .1m/1deg",
     "recall_0.25m_2deg": "in .25m/2deg",
     "recall_0.5m_5deg": "in .5m/5deg",
     "recall_2m_5deg": "in 2m/5deg",

@@ -15,9 +15,9 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate, chance_band, mahalanobis_squared
-from ep2ploc_core.evaluation.metrics import AXES, axis_error, summarize, summarize_foreign
+from ep2ploc_core.evaluation.metrics import AXES, RECALLS, axis_error, summarize, summarize_foreign
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
-from ep2ploc_core.evaluation.report import axis_grid, calibration_grid, report_grids, summary_markdown
+from ep2ploc_core.evaluation.report import COLUMNS, axis_grid, calibration_grid, report_grids, summary_markdown
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.visualization.plots import plot_calibration, plot_error_over_distance, plot_recall
 
@@ -63,6 +63,7 @@ def row(status: str, metres: float, degrees: float = 0.1, **more: float) -> dict
 def test_refusals_count_as_failures_and_their_candidates_in_the_medians_of_all() -> None:
     summary = summarize([row("ok", 0.1), row("ok", 0.4), row("ok", 3.0), row("refused", 9.0), row("refused", 0.1)])
     assert summary["refused"] == 2 and summary["queries"] == 5
+    assert summary["recall_0.1m_1deg"] == 0.2  # a bound is within it
     assert summary["recall_0.25m_2deg"] == 0.2
     assert summary["recall_0.5m_5deg"] == 0.4
     assert summary["wrong_and_given"] == 1
@@ -71,6 +72,16 @@ def test_refusals_count_as_failures_and_their_candidates_in_the_medians_of_all()
     assert summarize([row("ok", 0.1, 6.0)])["recall_0.5m_5deg"] == 0
     late = summarize([row("ok", 0.1), {"status": "refused"}, {"status": "dropped"}, {"status": "dropped"}])
     assert (late["refused"], late["dropped"], late["queries"], late["recall_0.5m_5deg"]) == (1, 2, 4, 0.25)
+
+
+def test_every_recall_has_its_column_and_the_finer_is_never_more() -> None:
+    summary = summarize([row("ok", metres, degrees) for metres in (0.05, 0.2, 0.4, 1.0) for degrees in (0.5, 1.5, 4.0)])
+    names = [f"recall_{metres:g}m_{degrees:g}deg" for metres, degrees in RECALLS]
+    assert [column for column in COLUMNS if column.startswith("recall")] == names
+    assert [summary[name] for name in names] == [
+        round(sum(m <= metres and d <= degrees for m in (0.05, 0.2, 0.4, 1.0) for d in (0.5, 1.5, 4.0)) / 12, 4)
+        for metres, degrees in RECALLS
+    ]
 
 
 def test_a_bias_is_told_from_a_spread() -> None:
@@ -88,7 +99,7 @@ def test_tables_say_nothing_where_nothing_is_known() -> None:
     refused = summarize([{"status": "refused", "seconds": 0.1}])
     table = summary_markdown({"all refused": refused})
     assert "| all refused | - | - |" in table
-    assert np.all([len(line.split("|")) == 14 for line in table.splitlines()])
+    assert np.all([len(line.split("|")) == 15 for line in table.splitlines()])
     assert refused["calibration"]["of"] == 0 and refused["in_own_90_percent_ellipsoid"] is None
     assert all(set(line[1:]) == {"-"} for line in calibration_grid(refused["calibration"]).rows)
     assert all(set(line[1:]) == {"-"} for line in axis_grid(refused).rows)
