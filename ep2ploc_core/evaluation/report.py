@@ -23,6 +23,7 @@ COLUMNS = {
     "recall_2m_5deg": "in 2m/5deg",
     "refused": "refused",
     "wrong_and_given": "given, >1m off",
+    "false_accept_share": "false accepts",
     "queries": "of",
     "median_seconds": "s",
 }
@@ -122,7 +123,7 @@ def _cell(column: str, summary: dict[str, Any]) -> str:
     value = summary.get(column)
     if value is None:
         return "-"
-    if column.startswith("recall"):
+    if column.startswith("recall") or column.endswith("_share"):
         return f"{value:.0%}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 
