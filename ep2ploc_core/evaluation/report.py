@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ep2ploc_core.evaluation.calibration import PARTS
 from ep2ploc_core.evaluation.metrics import AXES
+from ep2ploc_core.evaluation.retrieval import COUNTS
 
 # Medians of all candidates: those of the poses given alone would look better the more is refused.
 COLUMNS = {
@@ -99,8 +100,26 @@ def calibration_grid(calibration: dict[str, Any]) -> Grid:
     return Grid(header, rows)
 
 
+def retrieval_grid(report: dict[str, Any]) -> Grid:
+    """Recalls of `retrieval.evaluate_retrieval` beside those of chance, and for how many queries there is no right
+    view."""
+    summary, chance = report["summary"], report["chance"]
+    rows = []
+    for metres in report["protocol"]["metres"]:
+        for count in COUNTS:
+            name = f"recall_at_{count}_{metres:g}m"
+            rows.append(
+                [f"within {metres:g} m, among the first {count}", f"{chance[name]:.0%}", f"{summary[name]:.0%}"]
+            )
+        missing = f"{summary[f'without_right_view_{metres:g}m']} of {summary['queries']}"
+        rows.append([f"within {metres:g} m there is none", missing, missing])
+    return Grid([f"a right one of {summary['views']} views", "chance", "network"], rows)
+
+
 def report_grids(report: dict[str, Any]) -> list[Grid]:
-    """All tables of an evaluation (`protocols.evaluate_tracking`, `evaluate_global`)."""
+    """All tables of an evaluation by any of the protocols."""
+    if report["protocol"]["name"] == "retrieval":
+        return [retrieval_grid(report)]
     start = {"start": report["start"]} if "start" in report else {}
     summary = report["summary"]
     grids = [summary_grid({**start, "network": summary})]

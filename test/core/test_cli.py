@@ -153,6 +153,8 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("evaluate", "{map}", "{queries}", "--protocol", "global", "--repeats", "3"), "--repeats does not apply"),
         (("evaluate", "{map}", "{queries}", "--foreign", "{queries}", "--swap"), "neither --swap"),
         (("evaluate", "{map}", "{queries}", "--protocol", "magic"), "not known"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "retrieval"), "has no places"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "retrieval", "--refine", "none"), "--refine does not apply"),
         (("train", "no.yaml"), "no training configuration"),
         (("train", "--site", "{tmp}"), "is not a map directory"),
         (("bag", "from-kitti", "{tmp}", "--out", "{tmp}/bag"), "is not a KITTI raw drive"),
