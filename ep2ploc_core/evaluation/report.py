@@ -34,6 +34,10 @@ AXIS_COLUMNS = {
     "candidate_median": "all candidates",
     "candidate_bias": "bias of all",
 }
+REGISTRATION_COLUMNS = (
+    "RTE m", "RRE deg", "registered", "registered and given", "RTE of registered", "RRE of registered", "no candidate",
+    "of",
+)  # fmt: skip
 WIDEST = 8  # columns that a terminal of 80 characters has room for
 
 
@@ -116,6 +120,18 @@ def retrieval_grid(report: dict[str, Any]) -> Grid:
     return Grid([f"a right one of {summary['views']} views", "chance", "network"], rows)
 
 
+def registration_grid(rows: dict[str, Any]) -> Grid:
+    """Named summaries as papers on registration give them (`registration.summarize_registration`)."""
+    cells = []
+    for name, summary in rows.items():
+        errors = [f"{summary[f'mean_{error}']:.2f} ± {summary[f'std_{error}']:.2f}" for error in ("rte_m", "rre_deg")]
+        recalls = [f"{summary[f'{whose}registration_recall']:.0%}" for whose in ("candidate_", "")]
+        of_registered = [_number(summary[f"registered_mean_{error}"], 2) for error in ("rte_m", "rre_deg")]
+        counts = [str(summary[count]) for count in ("without_candidate", "queries")]
+        cells.append([name, *errors, *recalls, *of_registered, *counts])
+    return Grid(["means of all candidates", *REGISTRATION_COLUMNS], cells)
+
+
 def report_grids(report: dict[str, Any]) -> list[Grid]:
     """All tables of an evaluation by any of the protocols."""
     if report["protocol"]["name"] == "retrieval":
@@ -123,6 +139,8 @@ def report_grids(report: dict[str, Any]) -> list[Grid]:
     start = {"start": report["start"]} if "start" in report else {}
     summary = report["summary"]
     grids = [summary_grid({**start, "network": summary})]
+    if report["protocol"]["name"] == "registration":
+        grids.insert(0, registration_grid({**start, "network": summary}))
     if "calibration" in summary:
         grids += [axis_grid(summary), calibration_grid(summary["calibration"])]
     return grids

@@ -154,6 +154,8 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("evaluate", "{map}", "{queries}", "--foreign", "{queries}", "--swap"), "neither --swap"),
         (("evaluate", "{map}", "{queries}", "--protocol", "magic"), "not known"),
         (("evaluate", "{map}", "{queries}", "--protocol", "retrieval"), "has no places"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "registration"), "nothing that a map can be made of"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "registration", "--foreign", "{queries}"), "--foreign does"),
         (("evaluate", "{map}", "{queries}", "--protocol", "retrieval", "--refine", "none"), "--refine does not apply"),
         (("train", "no.yaml"), "no training configuration"),
         (("train", "--site", "{tmp}"), "is not a map directory"),
