@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 import typer
@@ -15,6 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.evaluation.cli import evaluate
+from ep2ploc_core.options import Device, Refine
 from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
 
@@ -28,11 +29,6 @@ app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
 app.add_typer(dataset_app, name="dataset")
-
-Refine = Annotated[
-    str, typer.Option(help="align: refine the pose by feature alignment; align_first: the prior; none; auto.")
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, or auto: the GPU where there is one.")]
 
 
 @map_app.command("build")
@@ -170,9 +166,11 @@ def localize(
     """Localize one image in a map."""
     from ep2ploc_core.datasets.kitti import read_camera_file, read_image
     from ep2ploc_core.evaluation.protocols import result_row
+    from ep2ploc_core.map_localizer import open_localizer
     from ep2ploc_core.visualization.alignment_log import write_alignment
     from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
     from ep2ploc_core.visualization.rerun_log import require_rerun
+    from ep2ploc_core.written_file import write_json
 
     if rerun and refine == "none":
         raise InputError(
@@ -182,12 +180,12 @@ def localize(
         require_rerun()
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=not prior, trace=bool(rerun))
+    localizer, point_map = open_localizer(map_path, checkpoint, device, refine, search=not prior, trace=bool(rerun))
     guess = _parse_prior(prior) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
     if json_out:
-        _write_json(json_out, row)
+        write_json(json_out, row)
     print(json.dumps(row))
     if overlay and result.map_from_camera is not None:
         points = point_map.query(result.map_from_camera[:3, 3], SETTINGS.farthest)
@@ -226,78 +224,7 @@ def draw_map(
     console.print(f"{out}: written")
 
 
-@app.command()
-def evaluate(
-    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
-    queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
-    protocol: Annotated[str, typer.Option(help="tracking: from a wrong start; global: without any.")] = "tracking",
-    noise: Annotated[str | None, typer.Option(help="Tracking: largest start error; 10 voxels, 10 degrees.")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Tracking: starts per query; 1 if not given.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Tracking: of the start errors; 0 if not given.")] = None,
-    swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
-    foreign: Annotated[Path | None, typer.Option(help="Control: images of these queries, of another site.")] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", help="Write every result here.")] = None,
-    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
-    plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
-    checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
-    refine: Refine = "auto",
-    device: Device = "auto",
-) -> None:
-    """Localize queries with known poses and compare."""
-    from ep2ploc_core.datasets.queries import Queries
-    from ep2ploc_core.evaluation.mapping_distance import SAME_PLACE_METRES, distance_to_mapping
-    from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
-    from ep2ploc_core.evaluation.report import report_grids
-    from ep2ploc_core.map.unit import unit_of
-    from ep2ploc_core.visualization.plots import plot_evaluation
-
-    if protocol not in ("tracking", "global"):
-        raise InputError(f"The protocol '{protocol}' is not known; there are: tracking, global.")
-    of_tracking = {"--noise": noise, "--repeats": repeats, "--seed": seed}
-    given = [name for name, value in of_tracking.items() if value is not None]
-    if protocol == "global" and given:
-        raise InputError(f"The protocol 'global' has no starts, so {given[0]} does not apply; leave it out.")
-    if foreign and (swap or plots):
-        raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
-    limits = _parse_noise(noise) if noise else None
-    asked = Queries(queries)
-    others = Queries(foreign) if foreign else None
-    localizer, point_map = _localizer(map_path, checkpoint, device, refine, search=protocol == "global")
-    metres, degrees = limits or (2.0 * unit_of(point_map.voxel_size), 10.0)
-    with progress_bar("localizing") as progress:
-        if protocol == "tracking":
-            settings = TrackingProtocol(metres, degrees, repeats or 1, seed or 0, swap)
-            report = evaluate_tracking(localizer, asked, settings, progress, others)
-        else:
-            report = evaluate_global(localizer, asked, GlobalProtocol(swap), progress, others)
-    report = {
-        "map": str(map_path),
-        "metres_per_unit": unit_of(point_map.voxel_size),
-        "queries": str(queries),
-        "network": localizer.network.fingerprint,
-        "refine": refine,
-        **report,
-    }
-    truth = asked.map_from_camera
-    distance = None if truth is None else distance_to_mapping(point_map, truth)
-    if distance is not None:
-        for row in report["results"]:
-            row["distance_to_mapping_m"] = round(float(distance[row["query"]]), 3)
-        same = report["summary"]["queries_at_mapping_images"] = int((distance < SAME_PLACE_METRES).sum())
-        if same:
-            console.print(
-                f"{same} of {len(asked)} queries lie where an image of the mapping run was taken: was the map built "
-                "with --hold-out? If not, these figures say little."
-            )
-    grids = report_grids(report)
-    for grid in grids:
-        Console().print(grid.on_terminal())
-    if json_out:
-        _write_json(json_out, report)
-    if markdown:
-        _write_text(markdown, "\n".join(grid.in_markdown() for grid in grids))
-    if plots and truth is not None:
-        plot_evaluation(report, truth, point_map, plots)
+app.command()(evaluate)
 
 
 @app.command()
@@ -403,31 +330,6 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
-def _localizer(
-    map_path: Path, checkpoint: str, device: str, refine: str, search: bool, trace: bool = False
-) -> tuple[Any, Any]:
-    """The localizer and its map; `search`: without a first guess; `trace`: the refinement is to be looked at."""
-    import torch
-
-    from ep2ploc_core.localizer import Localizer
-    from ep2ploc_core.localizer_settings import LocalizerSettings
-    from ep2ploc_core.map.place_index import open_places
-    from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
-    from ep2ploc_core.model.checkpoint import load_network
-    from ep2ploc_core.training.processes import choose_device
-
-    point_map = PointMap.open(map_path)
-    if checkpoint == "auto":
-        adapted = map_path / SITE_CHECKPOINT
-        checkpoint = str(adapted) if adapted.exists() else "edge"
-    where = choose_device(device)
-    # A second thread hardly makes an image faster; on busy cores the two wait for each other, many times as long.
-    torch.set_num_threads(1)
-    network = load_network(checkpoint, where)
-    places = open_places(point_map) if search else None
-    return Localizer(network, point_map, where, LocalizerSettings(refine=refine, trace=trace), places), point_map
-
-
 def _parse_prior(text: str) -> np.ndarray:
     from ep2ploc_core import se3
 
@@ -438,26 +340,6 @@ def _parse_prior(text: str) -> np.ndarray:
     if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
         raise InputError(f"The pose '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
     return se3.from_quaternion(np.array(numbers[:3]), np.array(numbers[3:]))
-
-
-def _parse_noise(text: str) -> tuple[float, float]:
-    """Metres and degrees."""
-    number = r"(\d+(?:\.\d*)?|\.\d+)"
-    numbers = re.fullmatch(f"{number}m,{number}deg", text)
-    if not numbers:
-        raise InputError(f"The noise '{text}' cannot be read; write it like 2m,10deg.")
-    return float(numbers[1]), float(numbers[2])
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write_text(path, json.dumps(content, indent=1))
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(text)
-    os.replace(aside, path)
 
 
 if __name__ == "__main__":

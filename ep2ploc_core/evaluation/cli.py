@@ -1,0 +1,107 @@
+"""`ep2ploc evaluate`: how far the poses of queries are from the truth."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ep2ploc_core.errors import InputError
+from ep2ploc_core.options import Device, Refine
+from ep2ploc_core.progress import console, progress_bar
+
+# Which of the options that do not make sense everywhere a protocol takes.
+PROTOCOLS = {
+    "tracking": {"--noise", "--repeats", "--seed", "--swap", "--foreign", "--refine"},
+    "global": {"--swap", "--foreign", "--refine"},
+    "retrieval": {"--swap"},
+    "registration": {"--noise", "--repeats", "--seed", "--swap", "--refine"},
+}
+
+
+def evaluate(
+    map_path: Annotated[
+        Path, typer.Argument(metavar="MAP", help="For registration the recording that the queries come from.")
+    ],
+    queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="tracking: from a wrong start; global: without any; retrieval: the views most like the image; "
+            "registration: in the query's own scan."
+        ),
+    ] = "tracking",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Largest start error. Tracking: 10 voxels, 10 degrees; registration: 10m,180deg."),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Starts per query; 1 if not given.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the start errors; 0 if not given.")] = None,
+    swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
+    foreign: Annotated[Path | None, typer.Option(help="Control: images of these queries, of another site.")] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", help="Write every result here.")] = None,
+    markdown: Annotated[Path | None, typer.Option(help="Write the tables here.")] = None,
+    plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
+    checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
+    refine: Refine = "auto",
+    device: Device = "auto",
+) -> None:
+    """Localize queries with known poses and compare."""
+    from ep2ploc_core.datasets.queries import Queries
+    from ep2ploc_core.evaluation.report import report_grids
+    from ep2ploc_core.evaluation.run import Evaluation, evaluate_in_map, evaluate_in_scans
+    from ep2ploc_core.visualization.plots import plot_evaluation
+    from ep2ploc_core.written_file import write_json, write_text
+
+    given = {
+        "--noise": noise, "--repeats": repeats, "--seed": seed, "--swap": swap or None, "--foreign": foreign,
+        "--refine": None if refine == "auto" else refine,
+    }  # fmt: skip
+    _check_options(protocol, [name for name, value in given.items() if value is not None])
+    if foreign and (swap or plots):
+        raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
+    limits = _parse_noise(noise) if noise else None
+    asked = Queries(queries)
+    others = Queries(foreign) if foreign else None
+    wanted = Evaluation(protocol, limits, repeats or 1, seed or 0, swap, others, checkpoint, refine, device)
+    point_map = None
+    with progress_bar("localizing") as progress:
+        if protocol == "registration":
+            report = evaluate_in_scans(map_path, asked, wanted, progress)
+        else:
+            report, point_map = evaluate_in_map(map_path, asked, wanted, progress)
+    same = report["summary"].get("queries_at_mapping_images")
+    if same:
+        console.print(
+            f"{same} of {len(asked)} queries lie where an image of the mapping run was taken: was the map built "
+            "with --hold-out? If not, these figures say little."
+        )
+    grids = report_grids(report)
+    for grid in grids:
+        Console().print(grid.on_terminal())
+    if json_out:
+        write_json(json_out, report)
+    if markdown:
+        write_text(markdown, "\n".join(grid.in_markdown() for grid in grids))
+    if plots and asked.map_from_camera is not None:
+        plot_evaluation(report, asked.map_from_camera, point_map, plots)
+
+
+def _check_options(protocol: str, given: list[str]) -> None:
+    if protocol not in PROTOCOLS:
+        raise InputError(f"The protocol '{protocol}' is not known; there are: {', '.join(PROTOCOLS)}.")
+    for name in given:
+        if name not in PROTOCOLS[protocol]:
+            raise InputError(f"{name} does not apply to the protocol '{protocol}'; leave it out.")
+
+
+def _parse_noise(text: str) -> tuple[float, float]:
+    """Metres and degrees."""
+    number = r"(\d+(?:\.\d*)?|\.\d+)"
+    numbers = re.fullmatch(f"{number}m,{number}deg", text)
+    if not numbers:
+        raise InputError(f"The noise '{text}' cannot be read; write it like 2m,10deg.")
+    return float(numbers[1]), float(numbers[2])
