@@ -16,7 +16,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, LocalizerSettings, Pass
-from ep2ploc_core.map.place_index import PlaceIndex
+from ep2ploc_core.map.place_index import PlaceIndex, impression
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
@@ -35,6 +35,7 @@ from ep2ploc_core.visibility import remove_invisible
 
 LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
 ORIGIN_STEP = 4.0  # units
+GREATEST_MARGIN = 0.3
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
 
 
@@ -122,19 +123,19 @@ class Localizer:
         begin = time.perf_counter()
         self.check_map()
         query = self._encode(image, camera)
-        searched = prior is None
+        margin = None  # only places that were searched for have one
         if prior is None:
             place = self._find_place(query)
             if isinstance(place, str):
                 return self._refuse(place, begin)
-            prior = place
+            prior, margin = place
         origin, points = self._surroundings(prior)
         if len(points) < self.settings.least_points:
             return self._refuse(f"the map has only {len(points)} points around the prior pose", begin)
         guess = torch.from_numpy(moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
-        if self.settings.refine == "align_first" and not searched:
+        if self.settings.refine == "align_first" and margin is None:
             found = self._follow(query, points, origin, guess)
             if found is not None:
                 found.seconds = time.perf_counter() - begin
@@ -147,8 +148,8 @@ class Localizer:
                 return self._refuse("too few map points are visible from where the camera should be", begin)
             passes.append(matching)
             guess = matching.map_from_camera
-        found = self._refine(query, passes, origin)
-        found.reason = self._doubt(found, prior, searched)
+        found = self._refine(query, passes, origin, margin)
+        found.reason = self._doubt(found, prior)
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
         found.seconds = time.perf_counter() - begin
@@ -162,20 +163,21 @@ class Localizer:
                 f"'{self.network.fingerprint}'; encode it again with `ep2ploc map encode`."
             )
 
-    def _find_place(self, query: Query) -> np.ndarray | str:
-        """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, or why there is none.
+    def _find_place(self, query: Query) -> tuple[np.ndarray, float] | str:
+        """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, and by how much more
+        score than any other place, at the most GREATEST_MARGIN; or why there is none.
 
-        From each of the views whose global descriptors are most like the image's one pass of matching is made, and the
-        best of them are verified by a second pass: the first one's wide prior lets wrong places fit nearly as well as
-        the right one. The best is believed when no other place comes near its score.
+        From each of the views that are most like the image one quick pass of matching is made,
+        and the best of them are verified by the last pass: the first one's wide prior lets wrong places fit nearly as
+        well as the right one. The best is believed when no other place comes near its score.
         """
         settings, unit = self.settings, unit_of(self.point_map.voxel_size)
         if self.places is None or not len(self.places):
             return "no prior pose, and the map has no places to search: give a first guess of the pose"
-        descriptor = query.features.global_descriptor[0].float().cpu().numpy()
-        views = sorted(self.places.search(descriptor, settings.places))  # in order of place: maps are read so
+        image = impression(query.features, query.intrinsics, self.network.config.patch)
+        views = sorted(self.places.search(image, settings.places))  # in order of place: maps are read so
         starts = [scaled_pose(self.places.map_from_camera[view], 1 / unit) for view in views]
-        tried = [one for start in starts if (one := self._attempt(query, start, settings.passes[0]))]
+        tried = [one for start in starts if (one := self._attempt(query, start, settings.scouting))]
         best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
         starts = [tried[number][1] for number in sorted(best)]
         found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
@@ -183,9 +185,10 @@ class Localizer:
             return "nothing of the map is visible from the places that look like the image"
         score, place = max(found, key=lambda one: one[0])
         others = [other for other, pose in found if not _same_place(pose, place)]
-        if others and score - max(others) < settings.least_margin:
-            return f"two places fit the image as well (scores {score:.2f} and {max(others):.2f})"
-        return place
+        margin = min([GREATEST_MARGIN, *(score - other for other in others)])
+        if margin < settings.least_margin:
+            return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
+        return place, margin
 
     def _attempt(self, query: Query, start: np.ndarray, stage: Pass) -> tuple[float, np.ndarray] | None:
         """Score and pose `(4, 4)` of a single pass from a start `(4, 4)`; None where too little is visible."""
@@ -312,12 +315,12 @@ class Localizer:
             weights=weights.double().cpu().numpy(),
         )
 
-    def _refine(self, query: Query, passes: list[Matching], origin: np.ndarray) -> Localization:
+    def _refine(self, query: Query, passes: list[Matching], origin: np.ndarray, margin: float | None) -> Localization:
         """The pose of the last pass, refined by feature alignment where that is asked for: what each of the two tells
         counts by its covariance, since where features tell little alignment wanders."""
         first, last = passes[0], passes[-1]
         matches = self._decide(query, last.view, last.scores)
-        found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin)
+        found = self._conclude(query, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin, margin)
         if not self._is_to_be_aligned(last.view):
             return found
         view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
@@ -337,7 +340,7 @@ class Localizer:
             found.covariance = covariance * self.settings.fused_scale
             _show(found, matches, agreeing, query, origin)
         if self._is_shown(last.view):  # else it is not known what likeness means
-            evidence = replace(found.evidence, likeness=refinement.likeness)
+            evidence = replace(found.evidence, likeness=refinement.likeness, least_likeness=refinement.least_likeness)
             found = replace(found, evidence=evidence, belief=belief(evidence))
         return replace(found, refinement=refinement.moved(origin))
 
@@ -403,9 +406,15 @@ class Localizer:
         return Refinement.of_alignment(of, found, view.xyz, query.scale, farthest, trace)
 
     def _conclude(
-        self, query: Query, matching: Matching, matches: Matches, spread: float, origin: np.ndarray
+        self,
+        query: Query,
+        matching: Matching,
+        matches: Matches,
+        spread: float,
+        origin: np.ndarray,
+        margin: float | None,
     ) -> Localization:
-        """The pose of a matching with the evidence for it; spread: see `Evidence`."""
+        """The pose of a matching with the evidence for it; spread and margin: see `Evidence`."""
         pose = matching.map_from_camera.double().cpu().numpy()
         agreeing = self._agreeing(query, matches, pose)
         assert matching.jackknife is not None
@@ -417,6 +426,7 @@ class Localizer:
             inlier_ratio=float(agreeing.mean()) if len(agreeing) else 0.0,
             spread=spread,
             sigma=math.sqrt(covariance[:3, :3].trace()),
+            margin=margin,
         )
         pose = moved(pose, origin)
         found = Localization(
@@ -451,18 +461,18 @@ class Localizer:
         weight = scores.confidence.sum()
         return float(evidence / (scores.confidence * inside).sum().clamp(min=0.3 * weight))
 
-    def _doubt(self, found: Localization, prior: np.ndarray, searched: bool) -> str:
-        """Why the pose should not be believed; empty when nothing speaks against it. `searched`: the prior is not a
-        guess that was given but a place that was looked for."""
+    def _doubt(self, found: Localization, prior: np.ndarray) -> str:
+        """Why the pose should not be believed; empty when nothing speaks against it."""
         settings, evidence = self.settings, found.evidence
         assert found.map_from_camera is not None and isinstance(evidence, Evidence)
+        blindly_searched = evidence.margin is not None and evidence.likeness is None
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
         if evidence.parts < settings.least_parts:
             return "all points that were found lie in one corner of the image"
         if evidence.inlier_ratio < settings.least_inlier_ratio:
             return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
-        if evidence.score < settings.least_score + settings.more_score_searched * searched:
+        if evidence.score < settings.least_score + settings.more_score_searched * blindly_searched:
             return f"the image fits the map badly there (score {evidence.score:.2f})"
         if evidence.likeness is not None and evidence.likeness < settings.least_likeness:
             return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"

@@ -19,6 +19,14 @@ class Pass:
     search: SearchSettings
 
 
+# Where many places are tried, from which only the best have to stand out.
+SCOUTING_PASS = Pass(
+    1.0, 256,
+    SearchSettings(
+        first_samples=768, stride=2, modes=8, scout_steps=4, finalists=2, steps=3, hops=0, hop_samples=8, rounds=1,
+        samples=48, wide_samples=32,
+    ),
+)  # fmt: skip
 FIRST_PASS = Pass(1.0, 512, SearchSettings(stride=2))
 SECOND_PASS = Pass(
     0.3, 1024,
@@ -36,10 +44,11 @@ class LocalizerSettings:
     places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
     against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`).
     `least_likeness`: how much more alike than by chance image and points must be, where features are aligned. Without a
-    prior the `places` views most like the image are tried, the best `verified_places` of them verified, and the best of
-    all must have `least_margin` more score than any other place, and `more_score_searched` more than `least_score`:
-    among so many places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image
-    being few to tell a spread from. How these were settled: docs/architecture.md.
+    prior the `places` views most like the image are tried by the pass `scouting`, the best `verified_places` of them
+    verified by the last pass, and the best of all must have `least_margin` more score than any other place, and
+    `more_score_searched` more than `least_score`: among so many places one that is wrong may fit by chance.
+    `covariance_scale` makes up for eight parts of an image being few to tell a spread from. How these were settled:
+    docs/architecture.md.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
@@ -60,7 +69,8 @@ class LocalizerSettings:
     least_inlier_ratio: float = 0.25
     least_parts: int = 4
     score_power: float = 0.5
-    places: int = 16
+    scouting: Pass = SCOUTING_PASS
+    places: int = 64
     verified_places: int = 8
     least_margin: float = 0.02
     least_score: float = -0.01

@@ -25,10 +25,11 @@ class Refinement:
     """What refining a pose by feature alignment did. of: the "search", or the "prior" alone. given_up: why its result
     was not taken, empty where it was. cost_before, cost_after: mean robust difference of the finest features;
     likeness_before, likeness_after: how much more alike points and image are than by chance, 0..1
-    (`pose.feature_alignment`). poses `(K + 1, 4, 4)`: map_from_camera, step by step, the start first; covariance `(6,
-    6)` of the last, and the evidence for it. points_map `(M, 3)` and pixels `(M, 2)` of the given image: those of the
-    `num_points` in it that find there more of what they expect than others would. trace: with pixels of the given
-    image, undistorted; only where it was asked for."""
+    (`pose.feature_alignment`); least_likeness_before: in the part of the image where it is least. poses `(K + 1, 4,
+    4)`: map_from_camera, step by step, the start first; covariance `(6, 6)` of the last, and the evidence for it.
+    points_map `(M, 3)` and pixels `(M, 2)` of the given image: those of the `num_points` in it that find there more of
+    what they expect than others would. trace: with pixels of the given image, undistorted; only where it was asked
+    for."""
 
     of: str
     given_up: str
@@ -36,6 +37,7 @@ class Refinement:
     cost_after: float
     likeness_before: float
     likeness_after: float
+    least_likeness_before: float
     poses: np.ndarray
     covariance: np.ndarray
     evidence: AlignmentEvidence
@@ -48,6 +50,11 @@ class Refinement:
     def likeness(self) -> float:
         """Of the pose that was taken, the last or, where that was given up, the first."""
         return self.likeness_before if self.given_up else self.likeness_after
+
+    @property
+    def least_likeness(self) -> float:
+        """The same in the part of the image where it is least."""
+        return self.least_likeness_before if self.given_up else self.evidence.least
 
     @property
     def iterations(self) -> int:
@@ -103,6 +110,7 @@ class Refinement:
             cost_after=cost_after,
             likeness_before=float(found.likeness_before.whole),
             likeness_after=float(likeness.whole),
+            least_likeness_before=float(found.likeness_before.least),
             poses=poses,
             covariance=covariance,
             evidence=AlignmentEvidence(

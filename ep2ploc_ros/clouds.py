@@ -2,7 +2,7 @@
 
 Fields of points: x y z intensity normal_x normal_y normal_z planarity height as FLOAT32, and, with descriptors, one
 INT8 field `descriptor` whose count is the length of a descriptor (unit vector times 127). Fields of places: x y z qx qy
-qz qw as FLOAT32, the pose of a camera there, and `descriptor`.
+qz qw as FLOAT32, the pose of a camera there, and `descriptor`, behind which are the coded depths of the view's cells.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from std_msgs.msg import Header
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import ATTRIBUTES, MapPoints
+from ep2ploc_core.map.views import CELLS
 from ep2ploc_ros.ros_imports import point_cloud2
 
 SCALARS = ("x", "y", "z", *ATTRIBUTES)
@@ -40,7 +41,8 @@ def cloud_from_places(places: PlaceIndex, origin: np.ndarray, header: Header) ->
     """A message of all views of a map, in a frame that begins at `origin` `(3,)`."""
     rotation = Rotation.from_matrix(places.map_from_camera[:, :3, :3]).as_quat()
     scalars = np.concatenate([places.map_from_camera[:, :3, 3] - origin, rotation], axis=1)
-    return _pack(PLACE_SCALARS, scalars, np.round(np.asarray(places.descriptors, np.float32) * 127), header)
+    descriptors = np.round(np.asarray(places.descriptors, np.float32) * 127).astype(np.int8)
+    return _pack(PLACE_SCALARS, scalars, np.concatenate([descriptors, places.depths], axis=1), header)
 
 
 def places_from_cloud(message: PointCloud2) -> PlaceIndex:
@@ -48,15 +50,18 @@ def places_from_cloud(message: PointCloud2) -> PlaceIndex:
     scalars, descriptors = _unpack(PLACE_SCALARS, message)
     if descriptors is None or (np.linalg.norm(scalars[:, 3:], axis=1) < 0.5).any():
         raise InputError("The cloud of places has no descriptors, or no rotations; is it the topic of a map_server?")
+    if descriptors.shape[1] <= CELLS:
+        raise InputError("The cloud of places has no depths; update map_server and localizer.")
     poses = np.tile(np.eye(4), (len(scalars), 1, 1))
     if len(scalars):
         poses[:, :3, :3] = Rotation.from_quat(scalars[:, 3:]).as_matrix()
     poses[:, :3, 3] = scalars[:, :3]
-    return PlaceIndex(poses, (descriptors.astype(np.float32) / 127).astype(np.float16))
+    depths = descriptors[:, -CELLS:].copy()
+    return PlaceIndex(poses, (descriptors[:, :-CELLS].astype(np.float32) / 127).astype(np.float16), depths)
 
 
 def _pack(names: tuple[str, ...], scalars: np.ndarray, descriptors: np.ndarray | None, header: Header) -> PointCloud2:
-    """scalars `(N, len(names))`, descriptors `(N, D)` whole numbers from -127 to 127."""
+    """scalars `(N, len(names))`, descriptors `(N, D)` whole numbers from -128 to 127."""
     fields = [PointField(name=name, offset=4 * k, datatype=PointField.FLOAT32, count=1) for k, name in enumerate(names)]
     layout: list[tuple] = [("scalars", "<f4", len(names))]
     if descriptors is not None:

@@ -145,15 +145,19 @@ def main() -> None:
         evaluations[site, network, images] = read_rows(file)
     sites: dict[str, list[dict[str, Any]]] = {}
     followed: dict[str, list[dict[str, Any]]] = {}
+    anywhere: dict[str, list[dict[str, Any]]] = {}
     for (site, network, _), rows in evaluations.items():
-        (followed if network == "followed" else sites).setdefault(site, []).extend(with_evidence(rows))
+        group = {"followed": followed, "global": anywhere}.get(network, sites)
+        group.setdefault(site, []).extend(with_evidence(rows))
     if len({*sites, *followed}) < 2:
         parser.error(f"{arguments.evaluations} has evaluations of fewer sites than the two that leaving one out takes.")
     console = Console(width=110)
     settings = LocalizerSettings()
-    thresholds = {"UNALIGNED": arguments.threshold, "ALIGNED": arguments.threshold}
+    thresholds = dict.fromkeys(("UNALIGNED", "ALIGNED", "SEARCHED"), arguments.threshold)
     thresholds["FOLLOWED"] = settings.least_belief_followed
-    groups = {"UNALIGNED": unaligned(sites), "ALIGNED": aligned(sites), "FOLLOWED": followed}
+    groups = {
+        "UNALIGNED": unaligned(sites), "ALIGNED": aligned(sites), "SEARCHED": aligned(anywhere), "FOLLOWED": followed
+    }  # fmt: skip
     for title, some in groups.items():
         if len(some) < 2:
             continue

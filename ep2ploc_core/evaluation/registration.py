@@ -29,9 +29,10 @@ from ep2ploc_core.evaluation.protocols import PoseFinder, Progress, judge
 from ep2ploc_core.evaluation.shown import show, true_poses
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.map.place_index import PlaceIndex
+from ep2ploc_core.map.place_index import NO_DEPTH, PlaceIndex
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
 from ep2ploc_core.map.scan_map import encode_scan
+from ep2ploc_core.map.views import CELLS
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
 REGISTERED_METRES, REGISTERED_DEGREES = 2.0, 5.0
@@ -61,9 +62,10 @@ def scan_localizer(network: EP2PLoc, settings: LocalizerSettings) -> MakeFinder:
 
     def make(scan: PosedScan, views: np.ndarray) -> Localizer:
         unknown = np.zeros((len(views), network.config.global_width), np.float16)
+        nowhere = np.full((len(views), CELLS), NO_DEPTH, np.int8)
         device = next(network.parameters()).device
         all_tried = replace(settings, places=len(views))
-        return Localizer(network, encode_scan(scan, network), device, all_tried, PlaceIndex(views, unknown))
+        return Localizer(network, encode_scan(scan, network), device, all_tried, PlaceIndex(views, unknown, nowhere))
 
     return make
 

@@ -19,7 +19,7 @@ from scipy.stats import hypergeom
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.evaluation.shown import show, true_poses
-from ep2ploc_core.map.place_index import PlaceIndex
+from ep2ploc_core.map.place_index import Impression, PlaceIndex
 
 COUNTS = (1, 5, 10)  # among how many views a right one must be
 
@@ -35,7 +35,7 @@ class RetrievalProtocol:
 
 
 def evaluate_retrieval(
-    describe: Callable[[np.ndarray, Camera], np.ndarray],
+    describe: Callable[[np.ndarray, Camera], Impression],
     places: PlaceIndex,
     queries: Queries,
     protocol: RetrievalProtocol,
@@ -43,7 +43,7 @@ def evaluate_retrieval(
 ) -> dict[str, Any]:
     """`{"protocol", "summary", "chance", "results": a row per query}`.
 
-    describe: the global descriptor `(G,)` of an image `(H, W, 3)` and its camera. A row has, for each of the distances,
+    describe: what an image `(H, W, 3)` and its camera tell of the place. A row has, for each of the distances,
     `right_views_5m`, how many of the map's views are right, and `rank_5m`, at which place the first right one came, 1
     being the first; None where there is none. The summary has `recall_at_1_5m` and so on, over all queries; `chance`
     the same for views drawn at random. Raises InputError when there is nothing to compare with.

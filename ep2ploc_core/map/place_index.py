@@ -1,4 +1,4 @@
-"""Finds the views of a map that look most like an image, by their global descriptors."""
+"""Finds the views of a map near which an image may have been taken, by their global descriptors and their depths."""
 
 from __future__ import annotations
 
@@ -13,53 +13,115 @@ from torch import Tensor
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.point_map import PointMap, load_array, save_array
-from ep2ploc_core.map.views import choose_views, look
-from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.map.views import CELLS, choose_views, look, sample_at_cells
+from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures
 from ep2ploc_core.model.image_input import prepare_image
 
-_BLOCK = 65536  # views that are compared at a time
+NO_DEPTH = -128  # of a cell without points
+LOG_DEPTHS = (-1.5, 5.0)  # of the codes; 0.22 to 148 units
+DEPTH_ERROR, OUTLIERS = 0.2, 0.05  # by which an image errs in the logarithm of a depth, and how often by anything
+_BLOCK = 16384  # views that are compared at a time
+
+
+@dataclass
+class Impression:
+    """What an image tells of its place: the unit global `descriptor` `(G,)`, and the `log_depth` `(CELLS,)` at the rays
+    of a view's cells, NaN where the image tells nothing."""
+
+    descriptor: np.ndarray
+    log_depth: np.ndarray
 
 
 @dataclass
 class PlaceIndex:
-    """map_from_camera `(V, 4, 4)` float64 and unit descriptors `(V, G)` float16 of V views; may be memory-mapped."""
+    """map_from_camera `(V, 4, 4)` float64, unit descriptors `(V, G)` float16 and `depths` `(V, CELLS)` int8, coded by
+    `encode_depth`, of V views; may be memory-mapped."""
 
     map_from_camera: np.ndarray
     descriptors: np.ndarray
+    depths: np.ndarray
 
     def __len__(self) -> int:
         return len(self.map_from_camera)
 
-    def search(self, descriptor: np.ndarray, count: int) -> list[int]:
-        """The `count` views most like an image with the global descriptor `(G,)`, best first."""
-        likeness = np.concatenate([
-            self.descriptors[start : start + _BLOCK].astype(np.float32) @ descriptor.astype(np.float32)
-            for start in range(0, len(self), _BLOCK)
-        ])  # fmt: skip
-        best = np.argpartition(-likeness, min(count, len(self)) - 1)[:count]
-        return [int(index) for index in best[np.argsort(-likeness[best], kind="stable")]]
+    def search(self, image: Impression, count: int) -> list[int]:
+        """The `count` views from near which an image is likeliest, best first: in turn one of those most like its
+        global descriptor, which knows again what images of the mapping run showed, and one of those whose depths are
+        most like what the image tells of them, which needs none to have been there."""
+        told = [self._likeness(image), self._depth_likelihood(image)]
+        rankings = [_best(scores, count) for scores in told if scores is not None]
+        in_turn = np.stack(rankings, 1).ravel()
+        _, first = np.unique(in_turn, return_index=True)
+        return [int(index) for index in in_turn[np.sort(first)][:count]]
+
+    def _likeness(self, image: Impression) -> np.ndarray:
+        descriptor = image.descriptor.astype(np.float32)
+        blocks = self._blocks(self.descriptors)
+        return np.concatenate([block.astype(np.float32) @ descriptor for block in blocks])
+
+    def _depth_likelihood(self, image: Impression) -> np.ndarray | None:
+        """How much likelier the image's depths are at each view than at the average view `(V,)`, in nats; an image errs
+        in single cells by any amount. None where no view shows a cell of which the image tells anything."""
+        told = np.isfinite(image.log_depth)
+        total, count = np.zeros(CELLS, np.float32), np.zeros(CELLS, np.float32)
+        scores = []
+        for block in self._blocks(self.depths):
+            known = (block != NO_DEPTH) & told
+            error = np.abs(decode_depth(block) - np.where(told, image.log_depth, 0))
+            likelihood = np.where(known, np.log(OUTLIERS + np.exp(error / -DEPTH_ERROR)), 0)
+            total, count = total + likelihood.sum(0), count + known.sum(0)
+            scores.append(likelihood.sum(1))
+        if not count.any():
+            return None
+        average = (total / np.maximum(count, 1)).astype(np.float32)
+        by_chance = [((block != NO_DEPTH) & told).astype(np.float32) @ average for block in self._blocks(self.depths)]
+        return np.concatenate(scores) - np.concatenate(by_chance)
+
+    def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
+        return [rows[start : start + _BLOCK] for start in range(0, max(1, len(self)), _BLOCK)]
 
 
-NO_PLACES = PlaceIndex(np.zeros((0, 4, 4)), np.zeros((0, 1), np.float16))
+NO_PLACES = PlaceIndex(np.zeros((0, 4, 4)), np.zeros((0, 1), np.float16), np.zeros((0, CELLS), np.int8))
+
+
+def encode_depth(log_depth: np.ndarray) -> np.ndarray:
+    """Logarithms of depths in units as int8, NO_DEPTH where they are NaN."""
+    code = (log_depth - LOG_DEPTHS[0]) / (LOG_DEPTHS[1] - LOG_DEPTHS[0]) * 254 - 127
+    return np.where(np.isfinite(code), np.clip(np.nan_to_num(code).round(), -127, 127), NO_DEPTH).astype(np.int8)
+
+
+def decode_depth(code: np.ndarray) -> np.ndarray:
+    """The inverse, float32; without meaning where the code is NO_DEPTH."""
+    share = (code.astype(np.float32) + 127) / 254
+    return LOG_DEPTHS[0] + share * np.float32(LOG_DEPTHS[1] - LOG_DEPTHS[0])
+
+
+def _best(scores: np.ndarray, count: int) -> np.ndarray:
+    """Indices of the `count` highest, best first."""
+    best = np.argpartition(-scores, min(count, len(scores)) - 1)[:count]
+    return best[np.argsort(-scores[best], kind="stable")]
 
 
 def encode_places(
     point_map: PointMap, network: EP2PLoc, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> PlaceIndex:
-    """Stores the global descriptors of views all over an encoded map in it."""
+    """Stores the global descriptors and depths of views all over an encoded map in it."""
     views = choose_views(point_map)
     device = next(network.parameters()).device
     parts: list[Tensor] = []
+    depths: list[np.ndarray] = []
     done = 0
     for seen in look(point_map, views, network.config.descriptor_width, device):
         parts.append(describe_views(network, seen.descriptors, seen.valid))
+        depths.append(encode_depth(seen.log_depth.cpu().numpy()))
         done += len(seen.valid)
         progress(done, len(views))
     descriptors = torch.cat(parts).half().cpu().numpy() if parts else np.zeros((0, network.config.global_width), "f2")
     kept = np.zeros(len(views), _place_type(descriptors.shape[1]))
     kept["map_from_camera"], kept["descriptor"] = views, descriptors
+    kept["depths"] = np.concatenate(depths) if depths else np.zeros((0, CELLS), np.int8)
     save_array(_file(point_map, network.fingerprint), kept)
-    return PlaceIndex(views, descriptors)
+    return PlaceIndex(views, descriptors, kept["depths"])
 
 
 @torch.inference_mode()
@@ -69,12 +131,16 @@ def describe_views(network: EP2PLoc, descriptors: Tensor, valid: Tensor) -> Tens
 
 
 @torch.inference_mode()
-def describe_image(network: EP2PLoc, image: np.ndarray, camera: Camera) -> np.ndarray:
-    """The unit global descriptor `(G,)` float32 of an image `(H, W, 3)` uint8 RGB."""
+def describe_image(network: EP2PLoc, image: np.ndarray, camera: Camera) -> Impression:
+    """What an image `(H, W, 3)` uint8 RGB tells of its place."""
     shown = prepare_image(image, camera, network.config.image_width, next(network.parameters()).device)
-    features = network.encode_image(shown.tensor, shown.intrinsics)
-    descriptor: np.ndarray = features.global_descriptor[0].float().cpu().numpy()
-    return descriptor
+    return impression(network.encode_image(shown.tensor, shown.intrinsics), shown.intrinsics, network.config.patch)
+
+
+def impression(features: ImageFeatures, intrinsics: Tensor, patch: int) -> Impression:
+    """What the features of a single image with intrinsics `(1, 4)` tell of its place."""
+    log_depth = sample_at_cells(features.geometry[0, 0] + MIDDLE_LOG_DEPTH, intrinsics[0], patch)
+    return Impression(features.global_descriptor[0].float().cpu().numpy(), log_depth.float().cpu().numpy())
 
 
 def open_places(point_map: PointMap) -> PlaceIndex | None:
@@ -84,9 +150,11 @@ def open_places(point_map: PointMap) -> PlaceIndex | None:
         return None
     try:
         kept = load_array(file)
-        return PlaceIndex(kept["map_from_camera"], kept["descriptor"])
+        return PlaceIndex(kept["map_from_camera"], kept["descriptor"], kept["depths"])
     except (OSError, ValueError, EOFError, IndexError) as error:
-        raise MapError(f"The places of the map {point_map.path} are cut off; encode it again.") from error
+        raise MapError(
+            f"The places of the map {point_map.path} are cut off or of an older version; encode it again."
+        ) from error
 
 
 def _file(point_map: PointMap, fingerprint: str) -> Path:
@@ -94,4 +162,4 @@ def _file(point_map: PointMap, fingerprint: str) -> Path:
 
 
 def _place_type(width: int) -> np.dtype:
-    return np.dtype([("map_from_camera", "<f8", (4, 4)), ("descriptor", "<f2", (width,))])
+    return np.dtype([("map_from_camera", "<f8", (4, 4)), ("descriptor", "<f2", (width,)), ("depths", "i1", (CELLS,))])

@@ -13,32 +13,38 @@ from itertools import pairwise
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import grid_sample
 
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.sampling import spread_over_image
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.unit import MapInUnits, points_in_units, scaled_pose, unit_of
-from ep2ploc_core.visibility import remove_invisible
+from ep2ploc_core.visibility import ProjectedPoints, remove_invisible
 
 # Lengths in units of `map.unit`: metres where the map's voxels are of 0.2 m.
 SPACING = 2.0  # between views
 DIRECTIONS = 18  # around each place, 20 degrees apart
 EYE_HEIGHT = 1.6  # metres above the ground, where no path is known
 RADIUS = 60.0
-_GAP = 40.0  # between two scans beyond which the way between them is not known
+_GAP = 100.0  # between two scans beyond which the map shows too little of the way between them
 _GROUND = 0.3  # above the ground that still is ground
 # What a view takes in; cameras differ, so it is a middling one.
 _CAMERA = Camera.from_matrix(512, 256, np.array([[320.0, 0, 255.5], [0, 320.0, 127.5], [0, 0, 1]]))
 _POINTS = 256
+_CELL = 16  # pixels
+ROWS, COLUMNS = _CAMERA.height // _CELL, _CAMERA.width // _CELL
+CELLS = ROWS * COLUMNS
 
 
 @dataclass
 class ViewedPoints:
-    """The descriptors `(V, N, D)` int8 (times 127) of the points that each of V views shows, evenly over its image, and
-    which of them are no padding, `valid` `(V, N)` bool."""
+    """The descriptors `(V, N, D)` int8 (times 127) of the points that each of V views shows, evenly over its image,
+    which of them are no padding, `valid` `(V, N)` bool, and the view's `log_depth` `(V, CELLS)`, the mean of the points
+    in each cell of its image (row by row), NaN where there are none."""
 
     descriptors: Tensor
     valid: Tensor
+    log_depth: Tensor
 
 
 def choose_views(point_map: PointMap) -> np.ndarray:
@@ -66,6 +72,7 @@ def look(point_map: PointMap, map_from_camera: np.ndarray, width: int, device: t
             yield ViewedPoints(
                 torch.zeros(len(group), _POINTS, width, dtype=torch.int8, device=device),
                 torch.zeros(len(group), _POINTS, dtype=torch.bool, device=device),
+                torch.full((len(group), CELLS), torch.nan, device=device),
             )
             continue
         centre = np.round(place)
@@ -84,7 +91,30 @@ def look(point_map: PointMap, map_from_camera: np.ndarray, width: int, device: t
             chosen = visible.index[of_view[spread_over_image(pixels, order, _POINTS, cell=16)]]
             seen[view, : len(chosen)] = descriptors[chosen]
             valid[view, : len(chosen)] = True
-        yield ViewedPoints(seen, valid)
+        yield ViewedPoints(seen, valid, _log_depth(visible, len(group)))
+
+
+def _log_depth(visible: ProjectedPoints, views: int) -> Tensor:
+    """See ViewedPoints."""
+    column, row = (visible.pixels / _CELL).long().unbind(1)
+    cell = visible.view * CELLS + row.clamp(0, ROWS - 1) * COLUMNS + column.clamp(0, COLUMNS - 1)
+    log_depth = visible.depths.log()
+    total = log_depth.new_zeros(views * CELLS).index_add(0, cell, log_depth)
+    count = log_depth.new_zeros(views * CELLS).index_add(0, cell, torch.ones_like(log_depth))
+    return (total / count).view(views, CELLS)  # NaN where there are none
+
+
+def sample_at_cells(image: Tensor, intrinsics: Tensor, stride: int) -> Tensor:
+    """What an image `(H, W)`, one value per `stride` pixels, tells at the rays of a view's cells: `(CELLS,)`, NaN
+    beyond its edges. intrinsics `(4,)` in pixels."""
+    of_views = _CAMERA.intrinsics_tensor().to(image)
+    row, column = torch.meshgrid(torch.arange(ROWS).to(image), torch.arange(COLUMNS).to(image), indexing="ij")
+    middle = (torch.stack([column, row], -1) + 0.5) * _CELL - 0.5
+    pixels = (middle - of_views[2:]) / of_views[:2] * intrinsics[:2] + intrinsics[2:]
+    size = torch.tensor(image.shape[::-1]).to(image) * stride
+    place = (pixels + 0.5) / size * 2 - 1
+    values = grid_sample(image[None, None], place[None], align_corners=False, padding_mode="border")[0, 0]
+    return values.where((place.abs() <= 1).all(-1), torch.nan).flatten()
 
 
 def _along(places: np.ndarray) -> np.ndarray:

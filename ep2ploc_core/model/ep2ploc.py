@@ -20,6 +20,7 @@ from ep2ploc_core.model.pixel_head import PixelHead
 from ep2ploc_core.model.point_transformer import PointTransformer
 from ep2ploc_core.pose.feature_alignment import FeatureLevel
 
+MIDDLE_LOG_DEPTH = 2.5  # of depths in units; what images say of depths is the difference from it
 NOT_LEARNED = "This network has learned no features for the refinement by alignment; use one that has, or refine: none."
 
 
@@ -53,8 +54,8 @@ class NetworkConfig:
 @dataclass
 class ImageFeatures:
     """Of B images: `patches` `(B, D, R, C)`, unit `global_descriptor` `(B, G)`, and `geometry` `(B, 5, R, C)`: what the
-    image alone says of each patch (log depth, height above ground / 4, normal in the optical frame). pyramid: the
-    features that they come from, then finer ones, for `EP2PLoc.dense_features`."""
+    image alone says of each patch (log depth less MIDDLE_LOG_DEPTH, height above ground / 4, normal in the optical
+    frame). pyramid: the features that they come from, then finer ones, for `EP2PLoc.dense_features`."""
 
     patches: Tensor
     global_descriptor: Tensor

@@ -8,12 +8,14 @@ from dataclasses import asdict, dataclass
 
 @dataclass(frozen=True)
 class Evidence:
-    """What speaks for a pose that was searched for. score: the mean log likelihood ratio of the points' places against
-    what the prior alone expects (`Localizer`); gain: what the poses found without a part of the image say of that part
-    (`jackknife`), both in nats per point; inlier_ratio: share of the single matches that agree with the pose; spread:
-    the standard deviation of the position after the first pass, other peaks included, and sigma: after the last one, in
-    units (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much more
-    alike points and image are at the pose than by chance (`feature_alignment`), None where nothing was aligned."""
+    """What speaks for a pose that the score maps gave. score: the mean log likelihood ratio of the points' places
+    against what the prior alone expects (`Localizer`); gain: what the poses found without a part of the image say of
+    that part (`jackknife`), both in nats per point; inlier_ratio: share of the single matches that agree with the pose;
+    spread: the standard deviation of the position after the first pass, other peaks included, and sigma: after the last
+    one, in units (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much
+    more alike points and image are at the pose than by chance (`feature_alignment`), and least_likeness in the part of
+    the image where it is least, None where nothing was aligned; margin: how much more score the place has than any
+    other, None where it was not searched for but given."""
 
     score: float
     gain: float
@@ -22,18 +24,24 @@ class Evidence:
     sigma: float
     parts: int
     likeness: float | None = None
+    least_likeness: float | None = None
+    margin: float | None = None
 
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
-        logs = [math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
-        if self.likeness is not None:
-            logs.append(math.log(max(self.likeness, 0.01)))
-        return [self.score, self.gain, self.inlier_ratio, *logs]
+        told = [self.score, self.gain, self.inlier_ratio, math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
+        if self.likeness is not None and self.least_likeness is not None:
+            told += [math.log(max(self.likeness, 0.01)), self.least_likeness]
+            if self.margin is not None:
+                told.append(self.margin)
+        return told
 
     @property
     def weights(self) -> BeliefWeights:
         """What they weigh."""
-        return UNALIGNED if self.likeness is None else ALIGNED
+        if self.likeness is None or self.least_likeness is None:
+            return UNALIGNED
+        return ALIGNED if self.margin is None else SEARCHED
 
 
 @dataclass(frozen=True)
@@ -67,8 +75,9 @@ class BeliefWeights:
 
 
 # Fitted by `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which.
-UNALIGNED = BeliefWeights((18.7, 2.53, 10.1, -1.54, -0.568), -7.21)
-ALIGNED = BeliefWeights((13.9, 1.24, 8.16, -0.672, -0.432, 1.7), -1.23)
+UNALIGNED = BeliefWeights((19.0, 2.65, 9.79, -1.21, -0.682), -7.06)
+ALIGNED = BeliefWeights((13.5, 1.4, 7.7, -0.473, -0.581, 1.29, 4.79), -2.52)
+SEARCHED = BeliefWeights((6, 1.75, 4.76, -1.03, -0.326, 0.859, 2.1, 3.75), -2.44)
 FOLLOWED = BeliefWeights((0.999, 9.46, -0.875, -3.41), 2.78)
 
 

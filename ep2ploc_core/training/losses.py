@@ -22,7 +22,7 @@ from torch import Tensor
 from ep2ploc_core import se3
 from ep2ploc_core.camera import project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, Batch
-from ep2ploc_core.model.ep2ploc import EP2PLoc, ImageFeatures, PointView
+from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.epro_pnp import PoseMatches, monte_carlo_pose_loss
 from ep2ploc_core.pose.pose_posterior import pose_log_likelihood
@@ -285,7 +285,7 @@ def _geometry_loss(
     said = geometry.gather(2, target.patch[:, None].expand(-1, 5, -1)).transpose(1, 2)
     normals = view.attributes[..., 1:4] @ batch.true_camera_from_map[:, :3, :3].transpose(1, 2)
     height = (view.attributes[..., 5:] / 4).clamp(-2, 2)
-    true = torch.cat([depth.clamp(min=0.5).log()[..., None] - 2.5, height, normals], -1)
+    true = torch.cat([depth.clamp(min=0.5).log()[..., None] - MIDDLE_LOG_DEPTH, height, normals], -1)
     error = functional.smooth_l1_loss(said, true, reduction="none", beta=0.3).sum(-1)
     return _mean(error, seen & target.inside)
 

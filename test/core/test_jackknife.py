@@ -9,7 +9,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.evaluation.calibration import tangent_error
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.model.patch_classifier import PatchScores
-from ep2ploc_core.pose.belief import BeliefWeights, Evidence, belief
+from ep2ploc_core.pose.belief import AlignmentEvidence, BeliefWeights, Evidence, belief
 from ep2ploc_core.pose.jackknife import (
     Jackknife,
     PartValues,
@@ -188,6 +188,19 @@ def test_belief_is_a_probability_that_grows_with_the_evidence() -> None:
 
 
 def test_what_looks_more_alike_is_believed_more() -> None:
-    some = Evidence(score=0.05, gain=0.4, inlier_ratio=0.35, spread=0.4, sigma=0.2, parts=8, likeness=0.05)
-    assert belief(some) < belief(replace(some, likeness=0.25))
-    assert belief(replace(some, likeness=float("nan"))) == 0
+    numbers = {"score": 0.05, "gain": 0.4, "inlier_ratio": 0.35, "spread": 0.4, "sigma": 0.2, "parts": 8}
+    some = Evidence(**numbers, likeness=0.05, least_likeness=0.0)
+    for evidence in (some, replace(some, margin=0.1)):
+        assert belief(evidence) < belief(replace(evidence, likeness=0.25))
+        assert belief(evidence) < belief(replace(evidence, least_likeness=0.2))
+        assert belief(replace(evidence, likeness=float("nan"))) == 0
+    # The more a place stands out from all others, the likelier it is the right one.
+    assert belief(replace(some, margin=0.0)) < belief(replace(some, margin=0.3))
+
+
+def test_a_pose_that_alignment_alone_found_is_believed_where_all_is_alike_and_it_was_near() -> None:
+    some = AlignmentEvidence(likeness=0.2, least=0.1, sigma=0.1, way=0.2, parts=8)
+    assert 0 < belief(some) < 1
+    for better in ({"likeness": 0.4}, {"least": 0.2}, {"sigma": 0.03}, {"way": 0.05}):
+        assert belief(some) < belief(replace(some, **better))
+    assert belief(replace(some, sigma=float("inf"))) == 0

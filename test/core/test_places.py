@@ -14,12 +14,30 @@ from ep2ploc_core.errors import MapError
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.build import build_map
-from ep2ploc_core.map.place_index import PlaceIndex, encode_places, open_places
+from ep2ploc_core.map.place_index import (
+    NO_DEPTH,
+    Impression,
+    PlaceIndex,
+    decode_depth,
+    encode_depth,
+    encode_places,
+    open_places,
+)
 from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, save_array, write_map
 from ep2ploc_core.map.sources import KittiSource
-from ep2ploc_core.map.views import DIRECTIONS, EYE_HEIGHT, SPACING, choose_views, look
+from ep2ploc_core.map.views import (
+    CELLS,
+    COLUMNS,
+    DIRECTIONS,
+    EYE_HEIGHT,
+    ROWS,
+    SPACING,
+    choose_views,
+    look,
+    sample_at_cells,
+)
 from ep2ploc_core.model.checkpoint import load_network
-from ep2ploc_core.visibility import remove_invisible
+from ep2ploc_core.visibility import remove_invisible, surface_depth
 
 
 def ground(path: Path, length: float = 30.0, up: tuple[float, float, float] = (0, 0, 1)) -> PointMap:
@@ -86,11 +104,50 @@ def test_a_view_shows_what_is_visible_from_it(tmp_path: Path) -> None:
 def test_the_search_finds_the_most_alike_in_order() -> None:
     rng = np.random.default_rng(0)
     descriptors = rng.standard_normal((70_000, 16)).astype(np.float16)  # more than are compared at a time
-    index = PlaceIndex(np.tile(np.eye(4), (len(descriptors), 1, 1)), descriptors)
+    depths = rng.integers(-128, 128, (len(descriptors), CELLS)).astype(np.int8)
+    index = PlaceIndex(np.tile(np.eye(4), (len(descriptors), 1, 1)), descriptors, depths)
     wanted = rng.standard_normal(16).astype(np.float32)
-    brute = np.argsort(-(descriptors.astype(np.float64) @ wanted.astype(np.float64)))
-    assert index.search(wanted, 12) == brute[:12].tolist()
-    assert sorted(index.search(wanted, 10**6)) == list(range(len(descriptors)))
+    by_descriptor = np.argsort(-(descriptors.astype(np.float64) @ wanted.astype(np.float64)))
+    # What the image tells is nearly what one of the views shows, and nothing of a third of the cells.
+    told = decode_depth(depths[69_990]).astype(np.float64) + rng.uniform(-0.1, 0.1, CELLS)
+    told[::3] = np.nan
+    known = (depths != NO_DEPTH) & np.isfinite(told)
+    fits = np.where(known, np.log(0.05 + np.exp(-np.abs(decode_depth(depths) - told) / 0.2)), 0.0)
+    by_depth = np.argsort(-(fits - known * (fits.sum(0) / known.sum(0).clip(1))).sum(1))
+    found = index.search(Impression(wanted, told), 12)
+    assert found[::2] == by_descriptor[:6].tolist() and found[1::2] == by_depth[:6].tolist()
+    assert found[1] == 69_990
+    assert sorted(index.search(Impression(wanted, told), 10**6)) == list(range(len(descriptors)))
+
+
+def test_depths_are_kept_to_a_fiftieth_and_none_stays_none() -> None:
+    depths = np.append(np.geomspace(0.25, 140, 1000), np.nan)
+    code = encode_depth(np.log(depths))
+    assert code[-1] == NO_DEPTH and (code[:-1] != NO_DEPTH).all()
+    np.testing.assert_allclose(np.exp(decode_depth(code[:-1])), depths[:-1], rtol=0.02)
+    assert encode_depth(np.log(np.array([0.01, 1000.0]))).tolist() == [-127, 127]
+
+
+def test_what_a_view_and_an_image_of_the_same_place_tell_of_depths_agrees(site) -> None:
+    """The image's part is made of the true depths of a camera with another lens, of the same view."""
+    point_map = PointMap.open(site.map_path)
+    views = choose_views(point_map)[:DIRECTIONS]
+    shown = torch.cat([seen.log_depth for seen in look(point_map, views, 64, torch.device("cpu"))])
+    assert 0.3 < shown.isfinite().float().mean() < 1
+    points = point_map.query(views[0, :3, 3], 60.0)
+    size, intrinsics = (640, 320), torch.tensor([300.0, 300.0, 310.0, 165.0])
+    number = int(shown.isfinite().sum(1).argmax())
+    camera_from_map = torch.from_numpy(np.linalg.inv(views[number])).float()
+    xyz = torch.from_numpy(points.xyz + point_map.origin.astype(np.float32))
+    depth = surface_depth(xyz, camera_from_map, intrinsics, size, point_map.voxel_size)
+    told = sample_at_cells(depth.log().nan_to_num(posinf=torch.nan), intrinsics, stride=size[0] // depth.shape[-1])
+    both = shown[number].isfinite() & told.isfinite()
+    assert both.sum() > 0.5 * shown[number].isfinite().sum()
+    error = (shown[number] - told)[both].abs()
+    assert error.median() < 0.1
+    right_to_left = shown[number].view(ROWS, COLUMNS).flip(1).flatten()
+    mirrored = right_to_left.isfinite() & told.isfinite()
+    assert (right_to_left - told)[mirrored].abs().median() > 2 * error.median()
 
 
 def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Path) -> None:
@@ -105,6 +162,8 @@ def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Pa
     assert opened is not None and len(opened) == len(encoded) > DIRECTIONS
     np.testing.assert_array_equal(opened.map_from_camera, encoded.map_from_camera)
     np.testing.assert_array_equal(opened.descriptors, encoded.descriptors)
+    np.testing.assert_array_equal(opened.depths, encoded.depths)
+    assert 0.3 < (opened.depths != NO_DEPTH).mean() < 1
     np.testing.assert_allclose(np.linalg.norm(opened.descriptors.astype(float), axis=1), 1, atol=1e-2)
     file = next(there.path.glob("places.*.npy"))
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])

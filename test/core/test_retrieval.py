@@ -16,7 +16,8 @@ from ep2ploc_core.datasets.queries import Queries, write_queries
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.report import report_grids
 from ep2ploc_core.evaluation.retrieval import RetrievalProtocol, evaluate_retrieval, recall_by_chance
-from ep2ploc_core.map.place_index import PlaceIndex
+from ep2ploc_core.map.place_index import NO_DEPTH, Impression, PlaceIndex
+from ep2ploc_core.map.views import CELLS
 from ep2ploc_core.visualization.plots import plot_evaluation
 
 WIDTH = 8
@@ -48,15 +49,21 @@ def one_hot(number: int) -> np.ndarray:
     return np.eye(WIDTH, dtype=np.float16)[number]
 
 
-def by_grey(image: np.ndarray, camera: Camera) -> np.ndarray:
+def index_of(views: np.ndarray, descriptors: np.ndarray) -> PlaceIndex:
+    """Views of which no depths are known."""
+    return PlaceIndex(views, descriptors, np.full((len(views), CELLS), NO_DEPTH, np.int8))
+
+
+def by_grey(image: np.ndarray, camera: Camera) -> Impression:
     """Likes view 1 best and then view 0 where the image is dark; where it is bright, view 4."""
     dark = image.mean() < 100
-    return (0.6 * one_hot(0) + 0.8 * one_hot(1) if dark else one_hot(4)).astype(np.float32)
+    descriptor = (0.6 * one_hot(0) + 0.8 * one_hot(1) if dark else one_hot(4)).astype(np.float32)
+    return Impression(descriptor, np.full(CELLS, np.nan, np.float32))
 
 
 def test_a_right_view_is_near_and_looks_the_same_way(place_queries: Queries) -> None:
     views = [level(3, 0, 0), level(1, 0, 60), level(-2, 0, 44), level(8, 0, 0), level(20, 6, 0), level(60, 0, 0)]
-    places = PlaceIndex(np.stack(views), np.stack([one_hot(number) for number in range(6)]))
+    places = index_of(np.stack(views), np.stack([one_hot(number) for number in range(6)]))
     report = evaluate_retrieval(by_grey, places, place_queries, RetrievalProtocol())
     first, second = report["results"]
     # The first image's best view is turned too far; the next is right.
@@ -91,12 +98,12 @@ def test_ranks_are_those_of_a_search_by_hand(place_queries: Queries, tmp_path: P
     rng = np.random.default_rng(3)
     views = np.stack([level(*rng.uniform(-5, 25, 2), rng.uniform(-180, 180)) for _ in range(200)])
     descriptors = rng.standard_normal((200, WIDTH)).astype(np.float16)
-    places = PlaceIndex(views, descriptors)
+    places = index_of(views, descriptors)
     report = evaluate_retrieval(by_grey, places, place_queries, RetrievalProtocol(metres=(2.0, 9.0), degrees=30.0))
     assert place_queries.map_from_camera is not None
     for number, row in enumerate(report["results"]):
         truth = place_queries.map_from_camera[number]
-        wanted = by_grey(place_queries.image(number), place_queries.camera)
+        wanted = by_grey(place_queries.image(number), place_queries.camera).descriptor
         for metres in (2, 9):
             rank = None
             for place, view in enumerate(np.argsort(-(descriptors.astype(np.float32) @ wanted), kind="stable"), 1):
@@ -112,7 +119,7 @@ def test_ranks_are_those_of_a_search_by_hand(place_queries: Queries, tmp_path: P
 
 def test_without_poses_there_is_nothing_to_compare_with(place_queries: Queries) -> None:
     (place_queries.path / "poses.txt").unlink()
-    places = PlaceIndex(np.eye(4)[None], one_hot(0)[None])
+    places = index_of(np.eye(4)[None], one_hot(0)[None])
     with pytest.raises(InputError, match=r"no poses\.txt"):
         evaluate_retrieval(by_grey, places, Queries(place_queries.path), RetrievalProtocol())
 

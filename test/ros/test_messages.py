@@ -16,6 +16,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints
+from ep2ploc_core.map.views import CELLS
 from ep2ploc_ros.clouds import (
     cloud_from_matches,
     cloud_from_places,
@@ -122,16 +123,18 @@ def test_places_round_trip_relative_to_the_maps_origin() -> None:
     poses[:, :3, 3] += origin
     descriptors = rng.standard_normal((30, 256))
     descriptors /= np.linalg.norm(descriptors, axis=1, keepdims=True)
-    places = PlaceIndex(poses, descriptors.astype(np.float16))
+    depths = rng.integers(-128, 128, (30, CELLS)).astype(np.int8)
+    places = PlaceIndex(poses, descriptors.astype(np.float16), depths)
     back = places_from_cloud(cloud_from_places(places, origin, Header(frame_id="map")))
     poses[:, :3, 3] -= origin
     np.testing.assert_allclose(back.map_from_camera, poses, atol=1e-5)
     np.testing.assert_allclose(back.descriptors.astype(float), descriptors, atol=0.5 / 127 + 1e-3)
+    np.testing.assert_array_equal(back.depths, depths)
     assert not len(places_from_cloud(cloud_from_places(NO_PLACES, np.zeros(3), Header())))
 
 
 def test_places_without_rotations_are_refused() -> None:
-    places = PlaceIndex(np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 8), np.float16))
+    places = PlaceIndex(np.tile(np.eye(4), (3, 1, 1)), np.ones((3, 8), np.float16), np.zeros((3, CELLS), np.int8))
     message = cloud_from_places(places, np.zeros(3), Header())
     values = np.frombuffer(bytes(message.data), np.uint8).reshape(3, message.point_step).copy()
     values[1, 12:28] = 0
