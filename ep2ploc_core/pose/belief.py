@@ -77,7 +77,7 @@ class BeliefWeights:
 # Fitted by `benchmarks/ablation/belief.py` to five sites; docs/architecture.md tells which.
 UNALIGNED = BeliefWeights((19.0, 2.65, 9.79, -1.21, -0.682), -7.06)
 ALIGNED = BeliefWeights((13.5, 1.4, 7.7, -0.473, -0.581, 1.29, 4.79), -2.52)
-SEARCHED = BeliefWeights((6, 1.75, 4.76, -1.03, -0.326, 0.859, 2.1, 3.75), -2.44)
+SEARCHED = BeliefWeights((6.99, 1.79, 4.76, -1.13, -0.544, 0.757, 3.22, 3.39), -3.29)
 FOLLOWED = BeliefWeights((0.999, 9.46, -0.875, -3.41), 2.78)
 
 
