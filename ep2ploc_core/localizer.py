@@ -118,7 +118,7 @@ class Localizer:
 
     def _localize_in_units(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None) -> Localization:
         begin = time.perf_counter()
-        self._check_map()
+        self.check_map()
         query = self._encode(image, camera)
         searched = prior is None
         if prior is None:
@@ -153,7 +153,8 @@ class Localizer:
         found.seconds = time.perf_counter() - begin
         return found
 
-    def _check_map(self) -> None:
+    def check_map(self) -> None:
+        """Raises MapError when the map was not encoded with this network."""
         if self.point_map.checkpoint != self.network.fingerprint:
             raise MapError(
                 f"The map was encoded with network '{self.point_map.checkpoint or 'none'}' but this is "

@@ -13,14 +13,33 @@ from ep2ploc_core.errors import InputError
 from ep2ploc_core.options import Device, Refine
 from ep2ploc_core.progress import console, progress_bar
 
+# Which of the options that do not make sense everywhere a protocol takes.
+PROTOCOLS = {
+    "tracking": {"--noise", "--repeats", "--seed", "--swap", "--foreign", "--refine"},
+    "global": {"--swap", "--foreign", "--refine"},
+    "retrieval": {"--swap"},
+    "registration": {"--noise", "--repeats", "--seed", "--swap", "--refine"},
+}
+
 
 def evaluate(
-    map_path: Annotated[Path, typer.Argument(metavar="MAP")],
+    map_path: Annotated[
+        Path, typer.Argument(metavar="MAP", help="For registration the recording that the queries come from.")
+    ],
     queries: Annotated[Path, typer.Argument(metavar="QUERIES")],
-    protocol: Annotated[str, typer.Option(help="tracking: from a wrong start; global: without any.")] = "tracking",
-    noise: Annotated[str | None, typer.Option(help="Tracking: largest start error; 10 voxels, 10 degrees.")] = None,
-    repeats: Annotated[int | None, typer.Option(help="Tracking: starts per query; 1 if not given.", min=1)] = None,
-    seed: Annotated[int | None, typer.Option(help="Tracking: of the start errors; 0 if not given.")] = None,
+    protocol: Annotated[
+        str,
+        typer.Option(
+            help="tracking: from a wrong start; global: without any; retrieval: the views most like the image; "
+            "registration: in the query's own scan."
+        ),
+    ] = "tracking",
+    noise: Annotated[
+        str | None,
+        typer.Option(help="Largest start error. Tracking: 10 voxels, 10 degrees; registration: 10m,180deg."),
+    ] = None,
+    repeats: Annotated[int | None, typer.Option(help="Starts per query; 1 if not given.", min=1)] = None,
+    seed: Annotated[int | None, typer.Option(help="Of the start errors; 0 if not given.")] = None,
     swap: Annotated[bool, typer.Option(help="Control: give each query another one's image.")] = False,
     foreign: Annotated[Path | None, typer.Option(help="Control: images of these queries, of another site.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write every result here.")] = None,
@@ -32,52 +51,34 @@ def evaluate(
 ) -> None:
     """Localize queries with known poses and compare."""
     from ep2ploc_core.datasets.queries import Queries
-    from ep2ploc_core.evaluation.mapping_distance import SAME_PLACE_METRES, distance_to_mapping
-    from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
     from ep2ploc_core.evaluation.report import report_grids
-    from ep2ploc_core.map.unit import unit_of
-    from ep2ploc_core.map_localizer import open_localizer
+    from ep2ploc_core.evaluation.run import Evaluation, evaluate_in_map, evaluate_in_scans
     from ep2ploc_core.visualization.plots import plot_evaluation
     from ep2ploc_core.written_file import write_json, write_text
 
-    if protocol not in ("tracking", "global"):
-        raise InputError(f"The protocol '{protocol}' is not known; there are: tracking, global.")
-    of_tracking = {"--noise": noise, "--repeats": repeats, "--seed": seed}
-    given = [name for name, value in of_tracking.items() if value is not None]
-    if protocol == "global" and given:
-        raise InputError(f"The protocol 'global' has no starts, so {given[0]} does not apply; leave it out.")
+    given = {
+        "--noise": noise, "--repeats": repeats, "--seed": seed, "--swap": swap or None, "--foreign": foreign,
+        "--refine": None if refine == "auto" else refine,
+    }  # fmt: skip
+    _check_options(protocol, [name for name, value in given.items() if value is not None])
     if foreign and (swap or plots):
         raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
     limits = _parse_noise(noise) if noise else None
     asked = Queries(queries)
     others = Queries(foreign) if foreign else None
-    localizer, point_map = open_localizer(map_path, checkpoint, device, refine, search=protocol == "global")
-    metres, degrees = limits or (2.0 * unit_of(point_map.voxel_size), 10.0)
+    wanted = Evaluation(protocol, limits, repeats or 1, seed or 0, swap, others, checkpoint, refine, device)
+    point_map = None
     with progress_bar("localizing") as progress:
-        if protocol == "tracking":
-            settings = TrackingProtocol(metres, degrees, repeats or 1, seed or 0, swap)
-            report = evaluate_tracking(localizer, asked, settings, progress, others)
+        if protocol == "registration":
+            report = evaluate_in_scans(map_path, asked, wanted, progress)
         else:
-            report = evaluate_global(localizer, asked, GlobalProtocol(swap), progress, others)
-    report = {
-        "map": str(map_path),
-        "metres_per_unit": unit_of(point_map.voxel_size),
-        "queries": str(queries),
-        "network": localizer.network.fingerprint,
-        "refine": refine,
-        **report,
-    }
-    truth = asked.map_from_camera
-    distance = None if truth is None else distance_to_mapping(point_map, truth)
-    if distance is not None:
-        for row in report["results"]:
-            row["distance_to_mapping_m"] = round(float(distance[row["query"]]), 3)
-        same = report["summary"]["queries_at_mapping_images"] = int((distance < SAME_PLACE_METRES).sum())
-        if same:
-            console.print(
-                f"{same} of {len(asked)} queries lie where an image of the mapping run was taken: was the map built "
-                "with --hold-out? If not, these figures say little."
-            )
+            report, point_map = evaluate_in_map(map_path, asked, wanted, progress)
+    same = report["summary"].get("queries_at_mapping_images")
+    if same:
+        console.print(
+            f"{same} of {len(asked)} queries lie where an image of the mapping run was taken: was the map built "
+            "with --hold-out? If not, these figures say little."
+        )
     grids = report_grids(report)
     for grid in grids:
         Console().print(grid.on_terminal())
@@ -85,8 +86,16 @@ def evaluate(
         write_json(json_out, report)
     if markdown:
         write_text(markdown, "\n".join(grid.in_markdown() for grid in grids))
-    if plots and truth is not None:
-        plot_evaluation(report, truth, point_map, plots)
+    if plots and asked.map_from_camera is not None:
+        plot_evaluation(report, asked.map_from_camera, point_map, plots)
+
+
+def _check_options(protocol: str, given: list[str]) -> None:
+    if protocol not in PROTOCOLS:
+        raise InputError(f"The protocol '{protocol}' is not known; there are: {', '.join(PROTOCOLS)}.")
+    for name in given:
+        if name not in PROTOCOLS[protocol]:
+            raise InputError(f"{name} does not apply to the protocol '{protocol}'; leave it out.")
 
 
 def _parse_noise(text: str) -> tuple[float, float]:

@@ -13,7 +13,7 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.evaluation.calibration import LEVELS, calibrate
 
-RECALLS = ((0.25, 2.0), (0.5, 5.0), (2.0, 5.0))  # metres, degrees
+RECALLS = ((0.1, 1.0), (0.25, 2.0), (0.5, 5.0), (2.0, 5.0))  # metres, degrees
 WRONG_METRES = 1.0  # a pose given that is this far off should have been refused
 AXES = (
     "lateral_error_m", "down_error_m", "forward_error_m", "pitch_error_deg", "yaw_error_deg", "roll_error_deg",
@@ -57,7 +57,9 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
     rows: with `status`: "ok", "dropped" (nobody worked on it), or anything else where it was refused; and where it is
     "ok" `translation_error_m`, `rotation_error_deg`, `lateral_error_m`, ...; the same behind `candidate_` where there
-    was a candidate. `median_` of an axis is of errors without their sign, `bias_` the median with it.
+    was a candidate. `median_` of an axis is of errors without their sign, `bias_` the median with it. Of all rows,
+    `false_accept_share` are poses given far from where the image was taken: rows may say so (`false_accept`), since
+    with a control that is not where the errors count from.
     """
     given = [row for row in rows if row["status"] == "ok"]
     dropped = sum(row["status"] == "dropped" for row in rows)
@@ -73,6 +75,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
         hits = int(((translation <= metres) & (rotation <= degrees)).sum())
         summary[f"recall_{metres:g}m_{degrees:g}deg"] = round(hits / max(1, len(rows)), 4)
     summary["wrong_and_given"] = int((translation > WRONG_METRES).sum())
+    summary["false_accept_share"] = _false_accept_share(rows)
     summary["calibration"] = calibrate(rows)
     positions = summary["calibration"]["position"]["observed"]
     summary["in_own_90_percent_ellipsoid"] = positions and positions[LEVELS.index(0.9)]
@@ -85,14 +88,19 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
 
 def summarize_foreign(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """Of images that were not taken in the map, so that there is no right pose: every pose given is a false accept."""
-    false_accepts = sum(row["status"] == "ok" for row in rows)
+    given = sum(row["status"] == "ok" for row in rows)
     return {
         "queries": len(rows),
-        "refused": len(rows) - false_accepts,
-        "wrong_and_given": false_accepts,
-        "false_accept_share": round(false_accepts / max(1, len(rows)), 4),
+        "refused": len(rows) - given,
+        "wrong_and_given": given,
+        "false_accept_share": round(given / max(1, len(rows)), 4),
         "median_seconds": _median(_values(rows, "seconds")),
     }
+
+
+def _false_accept_share(rows: list[dict[str, Any]]) -> float:
+    wrong = [row.get("false_accept", row.get("translation_error_m", 0.0) > WRONG_METRES) for row in rows]
+    return round(sum(wrong) / max(1, len(rows)), 4)
 
 
 def _values(rows: list[dict[str, Any]], name: str) -> np.ndarray:

@@ -19,9 +19,9 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.sampling import START_RANGE, draw_start
-from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import PARTS, mahalanobis_squared
-from ep2ploc_core.evaluation.metrics import error_row, summarize, summarize_foreign
+from ep2ploc_core.evaluation.metrics import WRONG_METRES, error_row, summarize, summarize_foreign
+from ep2ploc_core.evaluation.shown import show, true_poses
 from ep2ploc_core.localization import Localization, Refinement
 from ep2ploc_core.pose.belief import Evidence
 
@@ -37,8 +37,9 @@ class PoseFinder(Protocol):
 
 @dataclass(frozen=True)
 class TrackingProtocol:
-    """Start errors drawn uniformly up to `metres` (a quarter of it up and down) and `degrees` of yaw (a third of pitch
-    and roll), `repeats` for each query. `swap`: each query gets the image of another one, half the drive away: a
+    """Start errors drawn uniformly up to `metres` (a quarter of it up and down) and `degrees` of yaw (three tenths of
+    pitch and roll), `repeats` for each query; up and down, pitch and roll never by more than START_RANGE, for wherever
+    a robot is lost, it stands on its wheels. `swap`: each query gets the image of another one, half the drive away: a
     network that looks at the image must do badly then."""
 
     metres: float = 2.0
@@ -70,19 +71,19 @@ def evaluate_tracking(
     foreign: queries of another site, whose images are shown in place of the right ones at the same starts; there are no
     errors then, and every pose given is a false accept. Raises InputError when there is nothing to compare with.
     """
-    truths = _truths(queries)
+    truths = true_poses(queries)
     rng = np.random.default_rng(protocol.seed)
     rows: list[dict[str, Any]] = []
     starts: list[dict[str, Any]] = []
     total = len(queries) * protocol.repeats
-    scale = np.array([protocol.metres / START_RANGE[0]] * 3 + [math.radians(protocol.degrees) / START_RANGE[4]] * 3)
+    scale = _start_scale(protocol)
     for query, truth in enumerate(truths):
-        shown = _show(queries, query, protocol.swap, foreign)
+        shown = show(queries, query, protocol.swap, foreign)
         for _ in range(protocol.repeats):
             error = draw_start(rng, 1.0) * scale
             start = truth @ se3.exp(torch.from_numpy(error)).numpy()
             result = finder.localize(shown.image, shown.camera, start)
-            rows.append({**shown.name, **_judge(result, None if foreign else truth)})
+            rows.append({**shown.name, **judge(result, None if foreign else truth, shown.taken)})
             errors = {**error_row(start, truth), **error_row(start, truth, "candidate_")}
             starts.append({**shown.name, "status": "ok", **errors})
             progress(len(rows), total)
@@ -103,18 +104,24 @@ def evaluate_global(
     foreign: Queries | None = None,
 ) -> dict[str, Any]:
     """`{"protocol", "summary", "results": a row per query}`. The rest as in `evaluate_tracking`."""
-    truths = _truths(queries)
+    truths = true_poses(queries)
     rows: list[dict[str, Any]] = []
     for query, truth in enumerate(truths):
-        shown = _show(queries, query, protocol.swap, foreign)
+        shown = show(queries, query, protocol.swap, foreign)
         result = finder.localize(shown.image, shown.camera, None)
-        rows.append({**shown.name, **_judge(result, None if foreign else truth)})
+        rows.append({**shown.name, **judge(result, None if foreign else truth, shown.taken)})
         progress(len(rows), len(queries))
     return {
         "protocol": {"name": "global", **asdict(protocol), "foreign": foreign and str(foreign.path)},
         "summary": summarize_foreign(rows) if foreign else summarize(rows),
         "results": rows,
     }
+
+
+def _start_scale(protocol: TrackingProtocol) -> np.ndarray:
+    """By how much `(6,)` the errors of `draw_start` are to be larger."""
+    metres, degrees = protocol.metres / START_RANGE[0], math.radians(protocol.degrees) / START_RANGE[4]
+    return np.array([metres, min(metres, 1), metres, min(degrees, 1), degrees, min(degrees, 1)])
 
 
 def result_row(result: Localization) -> dict[str, Any]:
@@ -150,39 +157,12 @@ def _refinement_row(refinement: Refinement) -> dict[str, Any]:
     }
 
 
-@dataclass
-class _Shown:
-    """The image `(H, W, 3)` that a query is asked with, and what its row begins with."""
-
-    image: np.ndarray
-    camera: Camera
-    name: dict[str, Any]
-
-
-def _show(queries: Queries, query: int, swap: bool, foreign: Queries | None) -> _Shown:
-    """The query's own image, or the control's: of another query, or one of the foreign ones, which are spread evenly
-    over the queries."""
-    if swap and (foreign or len(queries) < 2):
-        raise InputError(
-            "With --swap each query gets another one's image: give two queries or more, and no foreign ones."
-        )
-    source, number = queries, query
-    if foreign:
-        source, number = foreign, query * len(foreign) // len(queries)
-    elif swap:
-        number = (query + len(queries) // 2) % len(queries)
-    return _Shown(source.image(number), source.camera, {"image": source.image_paths[number].name, "query": query})
-
-
-def _truths(queries: Queries) -> np.ndarray:
-    if queries.map_from_camera is None:
-        raise InputError(f"{queries.path} has no poses.txt, so there is nothing to compare with.")
-    return queries.map_from_camera
-
-
-def _judge(result: Localization, truth: np.ndarray | None) -> dict[str, Any]:
-    """A result's row, with its errors where there is a truth `(4, 4)`."""
+def judge(result: Localization, truth: np.ndarray | None, taken: np.ndarray | None) -> dict[str, Any]:
+    """A result's row, with its errors where there is a truth `(4, 4)`, and whether it is a false accept: a pose given
+    that is not where the image was `taken` `(4, 4)`, None if that was outside the map."""
     row = result_row(result)
+    if result.map_from_camera is not None:
+        row["false_accept"] = taken is None or se3.pose_error(result.map_from_camera, taken)[0] > WRONG_METRES
     if truth is None:
         return row
     row |= error_row(result.map_from_camera, truth) | error_row(result.candidate, truth, "candidate_")

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from ep2ploc_core.evaluation.calibration import PARTS
 from ep2ploc_core.evaluation.metrics import AXES
+from ep2ploc_core.evaluation.retrieval import COUNTS
 
 # Medians of all candidates: those of the poses given alone would look better the more is refused.
 COLUMNS = {
@@ -17,11 +18,13 @@ COLUMNS = {
     "candidate_median_rotation_error_deg": "deg",
     "candidate_median_lateral_error_m": "lateral m",
     "candidate_median_forward_error_m": "forward m",
+    "recall_0.1m_1deg": "in .1m/1deg",
     "recall_0.25m_2deg": "in .25m/2deg",
     "recall_0.5m_5deg": "in .5m/5deg",
     "recall_2m_5deg": "in 2m/5deg",
     "refused": "refused",
     "wrong_and_given": "given, >1m off",
+    "false_accept_share": "false accepts",
     "queries": "of",
     "median_seconds": "s",
 }
@@ -31,6 +34,10 @@ AXIS_COLUMNS = {
     "candidate_median": "all candidates",
     "candidate_bias": "bias of all",
 }
+REGISTRATION_COLUMNS = (
+    "RTE m", "RRE deg", "registered", "registered and given", "RTE of registered", "RRE of registered", "no candidate",
+    "of",
+)  # fmt: skip
 WIDEST = 8  # columns that a terminal of 80 characters has room for
 
 
@@ -97,11 +104,43 @@ def calibration_grid(calibration: dict[str, Any]) -> Grid:
     return Grid(header, rows)
 
 
+def retrieval_grid(report: dict[str, Any]) -> Grid:
+    """Recalls of `retrieval.evaluate_retrieval` beside those of chance, and for how many queries there is no right
+    view."""
+    summary, chance = report["summary"], report["chance"]
+    rows = []
+    for metres in report["protocol"]["metres"]:
+        for count in COUNTS:
+            name = f"recall_at_{count}_{metres:g}m"
+            rows.append(
+                [f"within {metres:g} m, among the first {count}", f"{chance[name]:.0%}", f"{summary[name]:.0%}"]
+            )
+        missing = f"{summary[f'without_right_view_{metres:g}m']} of {summary['queries']}"
+        rows.append([f"within {metres:g} m there is none", missing, missing])
+    return Grid([f"a right one of {summary['views']} views", "chance", "network"], rows)
+
+
+def registration_grid(rows: dict[str, Any]) -> Grid:
+    """Named summaries as papers on registration give them (`registration.summarize_registration`)."""
+    cells = []
+    for name, summary in rows.items():
+        errors = [f"{summary[f'mean_{error}']:.2f} ± {summary[f'std_{error}']:.2f}" for error in ("rte_m", "rre_deg")]
+        recalls = [f"{summary[f'{whose}registration_recall']:.0%}" for whose in ("candidate_", "")]
+        of_registered = [_number(summary[f"registered_mean_{error}"], 2) for error in ("rte_m", "rre_deg")]
+        counts = [str(summary[count]) for count in ("without_candidate", "queries")]
+        cells.append([name, *errors, *recalls, *of_registered, *counts])
+    return Grid(["means of all candidates", *REGISTRATION_COLUMNS], cells)
+
+
 def report_grids(report: dict[str, Any]) -> list[Grid]:
-    """All tables of an evaluation (`protocols.evaluate_tracking`, `evaluate_global`)."""
+    """All tables of an evaluation by any of the protocols."""
+    if report["protocol"]["name"] == "retrieval":
+        return [retrieval_grid(report)]
     start = {"start": report["start"]} if "start" in report else {}
     summary = report["summary"]
     grids = [summary_grid({**start, "network": summary})]
+    if report["protocol"]["name"] == "registration":
+        grids.insert(0, registration_grid({**start, "network": summary}))
     if "calibration" in summary:
         grids += [axis_grid(summary), calibration_grid(summary["calibration"])]
     return grids
@@ -121,7 +160,7 @@ def _cell(column: str, summary: dict[str, Any]) -> str:
     value = summary.get(column)
     if value is None:
         return "-"
-    if column.startswith("recall"):
+    if column.startswith("recall") or column.endswith("_share"):
         return f"{value:.0%}"
     return f"{value:.2f}" if isinstance(value, float) else str(value)
 

@@ -55,10 +55,12 @@ def encode_map(
     point_map.use_descriptors(network.fingerprint)
 
 
-def encode_points(points: MapPoints, network: EP2PLoc, codes: Tensor, code_voxel: np.ndarray) -> np.ndarray:
+def encode_points(
+    points: MapPoints, network: EP2PLoc, codes: Tensor | None = None, code_voxel: np.ndarray | None = None
+) -> np.ndarray:
     """Descriptors `(N, D)` int8 (unit vectors times 127) of points in memory, given in the network's frame.
 
-    codes `(V, D)` and code_voxel `(N,)`, the row of each point, are what adaptation learned of the site.
+    codes `(V, D)` and code_voxel `(N,)`, the row of each point, are what adaptation learned of the site, if it did.
     """
     out = np.zeros((len(points), network.config.descriptor_width), np.int8)
     block = np.floor(points.xyz[:, :2] / BLOCK).astype(np.int64)
@@ -66,7 +68,8 @@ def encode_points(points: MapPoints, network: EP2PLoc, codes: Tensor, code_voxel
         low, high = corner * BLOCK - BORDER, (corner + 1) * BLOCK + BORDER
         near = np.flatnonzero(((points.xyz[:, :2] > low) & (points.xyz[:, :2] < high)).all(1))
         own = (block[near] == corner).all(1)
-        out[near[own]] = _encode_block(points.select(near), network, codes, code_voxel[near])[own]
+        of_near = None if code_voxel is None else code_voxel[near]
+        out[near[own]] = _encode_block(points.select(near), network, codes, of_near)[own]
     return out
 
 

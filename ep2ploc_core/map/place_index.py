@@ -10,10 +10,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.point_map import PointMap, load_array, save_array
 from ep2ploc_core.map.views import choose_views, look
 from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.model.image_input import prepare_image
 
 _BLOCK = 65536  # views that are compared at a time
 
@@ -64,6 +66,15 @@ def encode_places(
 def describe_views(network: EP2PLoc, descriptors: Tensor, valid: Tensor) -> Tensor:
     """Unit global descriptors `(V, G)` from the int8 descriptors `(V, N, D)` of the points that each view shows."""
     return network.point_vlad(descriptors.float() / 127, valid.float())
+
+
+@torch.inference_mode()
+def describe_image(network: EP2PLoc, image: np.ndarray, camera: Camera) -> np.ndarray:
+    """The unit global descriptor `(G,)` float32 of an image `(H, W, 3)` uint8 RGB."""
+    shown = prepare_image(image, camera, network.config.image_width, next(network.parameters()).device)
+    features = network.encode_image(shown.tensor, shown.intrinsics)
+    descriptor: np.ndarray = features.global_descriptor[0].float().cpu().numpy()
+    return descriptor
 
 
 def open_places(point_map: PointMap) -> PlaceIndex | None:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from scipy.stats import chi2
 
 from ep2ploc_core.evaluation.calibration import PARTS, chance_band, degrees_of_freedom
+from ep2ploc_core.evaluation.retrieval import recall_by_chance
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.unit import NetworkFrame
 
@@ -19,23 +20,55 @@ matplotlib.use("Agg")
 _DRAWN_POINTS = 300_000
 _MARGIN = 25.0  # around the places, in units of `map.unit`
 _LEAST_ERROR = 1e-3  # metres; a logarithmic axis has no zero
+_MOST_VIEWS = 50
+_ERRORS = (("translation_error_m", "translation error [m]", 2.5), ("rotation_error_deg", "rotation error [deg]", 10.0))
 
 
-def plot_evaluation(report: dict[str, Any], truth: np.ndarray, point_map: PointMap, directory: Path) -> list[Path]:
-    """All plots of an evaluation with known poses `(N, 4, 4)` of its queries; says which files it wrote."""
+def plot_evaluation(
+    report: dict[str, Any], truth: np.ndarray, point_map: PointMap | None, directory: Path
+) -> list[Path]:
+    """All plots of an evaluation with known poses `(N, 4, 4)` of its queries; says which files it wrote. Without a map
+    there is no trajectory over it."""
+    if report["protocol"]["name"] == "retrieval":
+        plot_retrieval(report, directory / "retrieval.png")
+        return [directory / "retrieval.png"]
     rows = report["results"]
     start = {"start": {"results": report["start_results"]}} if "start_results" in report else {}
-    names = ["recall", "trajectory", "calibration", "error_over_distance"]
-    recall, trajectory, calibration, distance = paths = [directory / f"{name}.png" for name in names]
-    plot_recall({**start, "network": report}, recall)
-    estimates = [None if row["map_from_camera"] is None else np.array(row["map_from_camera"]) for row in rows]
-    places = np.stack([truth[row["query"]] for row in rows])
-    plot_trajectory(point_map, places, estimates, trajectory)
-    plot_calibration(rows, calibration)
-    if not any("distance_to_mapping_m" in row for row in rows):
-        return paths[:-1]
-    plot_error_over_distance(rows, distance)
+    paths = [directory / f"{name}.png" for name in ("recall", "calibration")]
+    plot_recall({**start, "network": report}, paths[0])
+    plot_calibration(rows, paths[1])
+    if point_map is not None:
+        paths.append(directory / "trajectory.png")
+        estimates = [None if row["map_from_camera"] is None else np.array(row["map_from_camera"]) for row in rows]
+        plot_trajectory(point_map, np.stack([truth[row["query"]] for row in rows]), estimates, paths[-1])
+    if any("distance_to_mapping_m" in row for row in rows):
+        paths.append(directory / "error_over_distance.png")
+        plot_error_over_distance(rows, paths[-1])
     return paths
+
+
+def plot_retrieval(report: dict[str, Any], path: Path) -> None:
+    """The share of all queries with a right view among the first 1, 2, 3, ... views; dashed, that of chance; dotted, of
+    those that have a right one at all."""
+    rows, views = report["results"], report["summary"]["views"]
+    counts = np.arange(1, min(_MOST_VIEWS, views) + 1)
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.add_subplot()
+    for number, metres in enumerate(report["protocol"]["metres"]):
+        colour = f"C{number}"
+        ranks = np.array([row[f"rank_{metres:g}m"] or np.inf for row in rows])
+        axes.plot(counts, [(ranks <= count).mean() for count in counts], color=colour, label=f"within {metres:g} m")
+        right = [row[f"right_views_{metres:g}m"] for row in rows]
+        by_chance = [recall_by_chance(right, views, int(count)) for count in counts]
+        axes.plot(counts, by_chance, "--", color=colour, linewidth=0.9, label="by chance")
+        axes.axhline(np.isfinite(ranks).mean(), color=colour, linewidth=0.9, linestyle=":", label="there is one")
+    axes.set_xlim(1, counts[-1])
+    axes.set_ylim(0, 1)
+    axes.grid(alpha=0.3)
+    axes.set_xlabel("views, the most alike first")
+    axes.set_ylabel("share of all queries with a right one among them")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=len(report["protocol"]["metres"]), frameon=False)
+    _save(figure, path)
 
 
 def plot_trajectory(
@@ -83,21 +116,23 @@ def plot_trajectory(
 
 
 def plot_recall(reports: dict[str, dict[str, Any]], path: Path) -> None:
-    """For each named evaluation the share of all queries whose translation error is below each bound."""
-    figure = Figure(figsize=(7, 4.5), layout="constrained")
-    axes = figure.add_subplot()
-    for name, report in reports.items():
-        rows = report["results"]
-        errors = np.sort([row["translation_error_m"] for row in rows if row["status"] == "ok"])
-        share = np.arange(1, len(errors) + 1) / max(1, len(rows))
-        end = max(5.0, errors.max(initial=0))
-        axes.step(np.r_[0, errors, end], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
-    axes.set_xlim(0, 2.5)
-    axes.set_ylim(0, 1)
-    axes.grid(alpha=0.3)
-    axes.set_xlabel("translation error [m]")
-    axes.set_ylabel("share of all queries")
-    axes.legend(loc="lower right")
+    """For each named evaluation the share of all queries for which a pose was given whose error of position, and of
+    rotation, is below each bound; the curves end below 1 by what was refused."""
+    figure = Figure(figsize=(10, 4.5), layout="constrained")
+    sides = figure.subplots(1, 2, sharey=True)
+    for axes, (error, title, most) in zip(sides, _ERRORS, strict=True):
+        for name, report in reports.items():
+            rows = report["results"]
+            errors = np.sort([row[error] for row in rows if row["status"] == "ok"])
+            share = np.arange(1, len(errors) + 1) / max(1, len(rows))
+            end = max(most, errors.max(initial=0))
+            axes.step(np.r_[0, errors, end], np.r_[0, share, share[-1] if len(share) else 0], where="post", label=name)
+        axes.set_xlim(0, most)
+        axes.set_ylim(0, 1)
+        axes.grid(alpha=0.3)
+        axes.set_xlabel(title)
+    sides[0].set_ylabel("share of all queries, refusals being failures")
+    figure.legend(*sides[0].get_legend_handles_labels(), loc="outside upper left", ncols=3, frameon=False)
     _save(figure, path)
 
 

@@ -2,15 +2,18 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 
 
@@ -122,6 +125,32 @@ def test_foreign_images_count_false_accepts_and_queries_in_the_map_are_told(site
     assert "3 of 3 queries lie where an image of the mapping run was taken" in " ".join(result.stderr.split())
 
 
+def test_another_recording_of_the_site_is_asked_with_its_poses_in_the_maps_frame(site: Path, tmp_path: Path) -> None:
+    """The same street in another light; that recording's own poses begin elsewhere, turned by a right angle."""
+    drive = (site / "drive").resolve()
+    other = tmp_path / drive.parent.name / drive.name
+    shutil.copytree(drive.parent, other.parent)
+    for file in (other / "image_02/data").iterdir():
+        cv2.imwrite(str(file), cv2.convertScaleAbs(cv2.imread(str(file)), alpha=0.8))
+    in_map = np.loadtxt(other / "poses_lidar.txt")
+    np.savetxt(tmp_path / "in_map.txt", in_map)
+    own = np.tile(np.eye(4), (20, 1, 1))
+    own[:, :3] = in_map.reshape(20, 3, 4)
+    turned = np.array([[0.0, -1, 0, 300], [1, 0, 0, -40], [0, 0, 1, 2], [0, 0, 0, 1]])
+    np.savetxt(other / "poses_lidar.txt", (turned @ own)[:, :3].reshape(20, 12))
+    made = ("queries", "from-kitti", other, "--out", tmp_path / "queries", "--frames", "9,10")
+    assert ep2ploc(*made, "--poses", tmp_path / "in_map.txt").returncode == 0
+    theirs, mine = (np.loadtxt(path / "queries/poses.txt")[:, 1:] for path in (tmp_path, site))
+    np.testing.assert_allclose(theirs, mine, atol=1e-6)
+    assert not np.array_equal(Queries(tmp_path / "queries").image(0), Queries(site / "queries").image(0))
+    result = ep2ploc("evaluate", site / "map", tmp_path / "queries", "--json", tmp_path / "report.json")
+    assert result.returncode == 0, result.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert report["start"]["candidate_median_translation_error_m"] < 3
+    assert all(row["candidate_translation_error_m"] < 3 for row in report["results"])
+    assert all(1.0 < row["distance_to_mapping_m"] < 6.0 for row in report["results"])
+
+
 def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
     from ep2ploc_core.map.point_map import PointMap
 
@@ -153,6 +182,10 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("evaluate", "{map}", "{queries}", "--protocol", "global", "--repeats", "3"), "--repeats does not apply"),
         (("evaluate", "{map}", "{queries}", "--foreign", "{queries}", "--swap"), "neither --swap"),
         (("evaluate", "{map}", "{queries}", "--protocol", "magic"), "not known"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "retrieval"), "has no places"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "registration"), "nothing that a map can be made of"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "registration", "--foreign", "{queries}"), "--foreign does"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "retrieval", "--refine", "none"), "--refine does not apply"),
         (("train", "no.yaml"), "no training configuration"),
         (("train", "--site", "{tmp}"), "is not a map directory"),
         (("bag", "from-kitti", "{tmp}", "--out", "{tmp}/bag"), "is not a KITTI raw drive"),

@@ -1,6 +1,6 @@
 """Metrics that cannot flatter: refusals are failures, axes are the camera's own, controls count what they should."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -15,9 +15,9 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.calibration import LEVELS, PARTS, calibrate, chance_band, mahalanobis_squared
-from ep2ploc_core.evaluation.metrics import AXES, axis_error, summarize, summarize_foreign
+from ep2ploc_core.evaluation.metrics import AXES, RECALLS, axis_error, summarize, summarize_foreign
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
-from ep2ploc_core.evaluation.report import axis_grid, calibration_grid, report_grids, summary_markdown
+from ep2ploc_core.evaluation.report import COLUMNS, axis_grid, calibration_grid, report_grids, summary_markdown
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.visualization.plots import plot_calibration, plot_error_over_distance, plot_recall
 
@@ -63,6 +63,7 @@ def row(status: str, metres: float, degrees: float = 0.1, **more: float) -> dict
 def test_refusals_count_as_failures_and_their_candidates_in_the_medians_of_all() -> None:
     summary = summarize([row("ok", 0.1), row("ok", 0.4), row("ok", 3.0), row("refused", 9.0), row("refused", 0.1)])
     assert summary["refused"] == 2 and summary["queries"] == 5
+    assert summary["recall_0.1m_1deg"] == 0.2  # a bound is within it
     assert summary["recall_0.25m_2deg"] == 0.2
     assert summary["recall_0.5m_5deg"] == 0.4
     assert summary["wrong_and_given"] == 1
@@ -71,6 +72,16 @@ def test_refusals_count_as_failures_and_their_candidates_in_the_medians_of_all()
     assert summarize([row("ok", 0.1, 6.0)])["recall_0.5m_5deg"] == 0
     late = summarize([row("ok", 0.1), {"status": "refused"}, {"status": "dropped"}, {"status": "dropped"}])
     assert (late["refused"], late["dropped"], late["queries"], late["recall_0.5m_5deg"]) == (1, 2, 4, 0.25)
+
+
+def test_every_recall_has_its_column_and_the_finer_is_never_more() -> None:
+    summary = summarize([row("ok", metres, degrees) for metres in (0.05, 0.2, 0.4, 1.0) for degrees in (0.5, 1.5, 4.0)])
+    names = [f"recall_{metres:g}m_{degrees:g}deg" for metres, degrees in RECALLS]
+    assert [column for column in COLUMNS if column.startswith("recall")] == names
+    assert [summary[name] for name in names] == [
+        round(sum(m <= metres and d <= degrees for m in (0.05, 0.2, 0.4, 1.0) for d in (0.5, 1.5, 4.0)) / 12, 4)
+        for metres, degrees in RECALLS
+    ]
 
 
 def test_a_bias_is_told_from_a_spread() -> None:
@@ -88,7 +99,7 @@ def test_tables_say_nothing_where_nothing_is_known() -> None:
     refused = summarize([{"status": "refused", "seconds": 0.1}])
     table = summary_markdown({"all refused": refused})
     assert "| all refused | - | - |" in table
-    assert np.all([len(line.split("|")) == 14 for line in table.splitlines()])
+    assert np.all([len(line.split("|")) == 16 for line in table.splitlines()])
     assert refused["calibration"]["of"] == 0 and refused["in_own_90_percent_ellipsoid"] is None
     assert all(set(line[1:]) == {"-"} for line in calibration_grid(refused["calibration"]).rows)
     assert all(set(line[1:]) == {"-"} for line in axis_grid(refused).rows)
@@ -214,6 +225,7 @@ def test_without_a_prior_only_the_image_leads_to_the_place(places: tuple) -> Non
     swapped = evaluate_global(oracle, queries, GlobalProtocol(swap=True))["summary"]
     assert swapped["recall_2m_5deg"] == 0 and swapped["wrong_and_given"] == 4
     assert swapped["median_translation_error_m"] == 6.0  # two places on
+    assert swapped["false_accept_share"] == 0  # since that is where the images shown were taken
 
     accepted = evaluate_global(oracle, queries, GlobalProtocol(), foreign=foreign)
     # Images 0, 2, 4 and 6 of the other site are shown; only the first is mistaken for a place here.
@@ -233,6 +245,42 @@ def test_foreign_images_are_shown_at_the_same_starts(places: tuple) -> None:
     assert report["summary"]["refused"] == report["summary"]["queries"] == 8
     assert report["summary"]["false_accept_share"] == 0
     assert report["start"]["candidate_median_translation_error_m"] > 0.1
+
+
+class Believer:
+    """Takes its start for the answer, whatever it is shown."""
+
+    def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
+        return Localization("ok", map_from_camera=prior, candidate=prior, covariance=np.eye(6))
+
+
+def test_poses_given_for_images_from_elsewhere_are_false_accepts_however_small_their_errors(places: tuple) -> None:
+    queries, foreign, _ = places
+    near = TrackingProtocol(metres=0.01, degrees=0.01)
+    for report in (
+        evaluate_tracking(Believer(), queries, replace(near, swap=True)),
+        evaluate_tracking(Believer(), queries, near, foreign=foreign),
+    ):
+        assert report["summary"]["false_accept_share"] == 1
+        (line,) = [cells for cells in report_grids(report)[0].rows if cells[0] == "network"]
+        assert dict(zip(report_grids(report)[0].header, line, strict=True))["false accepts"] == "100%"
+    right = evaluate_tracking(Believer(), queries, near)["summary"]
+    assert (right["recall_0.1m_1deg"], right["false_accept_share"]) == (1, 0)
+    assert summarize([row("ok", 1.5), row("refused", 1.5)])["false_accept_share"] == 0.5  # what the nodes published
+
+
+def test_a_robot_that_is_lost_still_stands_on_its_wheels(places: tuple) -> None:
+    """Starts far off: all around and ten metres away, but level and at about the camera's height."""
+    queries, _, known = places
+    oracle = Oracle(known, [])
+    evaluate_tracking(oracle, queries, TrackingProtocol(metres=10, degrees=180, repeats=60))
+    assert queries.map_from_camera is not None
+    truths = np.repeat(queries.map_from_camera, 60, axis=0)
+    errors = np.linalg.inv(truths) @ np.stack([prior for prior in oracle.priors if prior is not None])
+    assert np.degrees(np.arccos(errors[:, 1, 1])).max() < 5  # between the downward axes
+    assert np.abs(errors[:, 1, 3]).max() < 1.5
+    assert np.abs(errors[:, [0, 2], 3]).max() > 8
+    assert np.histogram(np.arctan2(errors[:, 0, 2], errors[:, 2, 2]), 12, (-np.pi, np.pi))[0].min() > 5
 
 
 def test_a_control_that_would_be_none_is_refused(places: tuple, tmp_path: Path) -> None:
