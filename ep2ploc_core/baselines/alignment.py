@@ -100,7 +100,7 @@ class AlignmentFinder:
             return _refuse("alignment begins at a first guess of the pose, and none was given", begin)
         units = MapInUnits(self.point_map)
         start = scaled_pose(prior, 1 / units.unit)
-        pose, contrast = start, 0.0
+        pose, contrast, aligned = start, 0.0, 0
         for number, stage in enumerate(self.plan.stages):
             seen_by = pinhole.resize(max(1, pinhole.width // stage.shrink), max(1, pinhole.height // stage.shrink))
             small = cv2.resize(grey, (seen_by.width, seen_by.height), interpolation=cv2.INTER_AREA)
@@ -111,7 +111,7 @@ class AlignmentFinder:
             if isinstance(problem, str):
                 return _refuse(problem, begin)
             lowest = _descend(problem, seen_by, pose, stage)
-            pose = lowest.map_from_camera
+            pose, aligned = lowest.map_from_camera, len(problem.xyz)
             contrast = lowest.contrast if number == 0 else contrast
         reason = self._doubt(start, pose, contrast)
         found = Localization(
@@ -119,7 +119,7 @@ class AlignmentFinder:
             reason,
             None if reason else pose,
             candidate=pose,
-            num_matches=len(problem.xyz),
+            num_matches=aligned,
         ).scaled(unit_of(self.point_map.voxel_size))
         found.seconds = time.perf_counter() - begin
         return found

@@ -1,6 +1,6 @@
 """Alignment of the map's depth edges with the image's edges: where a surface ends before what is behind it, images
-mostly show an edge of the same direction (Levinson, Thrun: Automatic online calibration of cameras and lasers, RSS 2013;
-direction by direction as in Liu et al.: Fast directional chamfer matching, CVPR 2010)."""
+mostly show an edge of the same direction (Levinson, Thrun: Automatic online calibration of cameras and lasers, RSS
+2013; direction by direction as in Liu et al.: Fast directional chamfer matching, CVPR 2010)."""
 
 from __future__ import annotations
 
@@ -10,19 +10,32 @@ import cv2
 import numpy as np
 import torch
 
-from ep2ploc_core.baselines.alignment import NO_FIT, Problem
+from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, Stage
+from ep2ploc_core.baselines.grey_image import values_at
 from ep2ploc_core.baselines.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.visibility import VisibilitySettings, surface_depth
+
 SMOOTH = 1.0  # pixels: the map's inverse depth, before its gradient is taken
+BESIDE = 0.6  # spacings of the map: how far from a point at an edge what is behind comes into view
+
+EDGE_PLAN = AlignmentPlan(
+    (
+        Stage(2, 2000, 0.85, 128, 50, 0.05, 150),
+        Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
+        Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
+    ),
+    least_contrast=7.5,
+)
 
 
 @dataclass(frozen=True)
 class DepthEdges:
-    """The measure. A point is at an edge where the inverse depth falls by `step` of itself more to one side than to the
-    other: on a plane, however slanted, it goes on as it is. Image edges are those whose gradient is among the strongest
-    `edge_share`; they are felt about `reach` pixels away, and what `around` pixels around have on average is subtracted,
-    or else points would go where the image has most edges."""
+    """The measure. A point is at an edge where the inverse depth falls by `step` of itself more to one side than it
+    rises to the other: on a plane, however slanted, it goes on as it is. Image edges are those whose gradient is among
+    the strongest `edge_share`, sorted into `directions` up to `width` radians off; they are felt about `reach` pixels
+    away, and what `around` pixels around have on average is subtracted, or else points would go where the image has
+    most edges."""
 
     directions: int = 8
     width: float = 0.3
@@ -51,8 +64,7 @@ class DepthEdges:
         def cost(pixels: np.ndarray, inside: np.ndarray) -> float:
             if not inside.any():
                 return NO_FIT
-            values = cv2.remap(tall, (pixels + below)[inside], None, cv2.INTER_LINEAR)
-            return -float(values.sum()) / len(at_edge)
+            return -float(values_at(tall, (pixels + below)[inside]).sum()) / len(at_edge)
 
         return Problem(seen.xyz[at_edge], cost)
 
@@ -85,7 +97,7 @@ def edge_angles(seen: VisiblePoints, camera: Camera, spacing: float, step: float
     places = seen.pixels + [round(seen.margin * length) for length in size]
     inverse = (1 / surface).astype(np.float32)  # nothing where there is no surface
     own = 1 / seen.depths
-    away = (2 * spacing * camera.fx * own).clip(2, 16)[:, None]  # two spacings of the points: there lies another one
+    away = (BESIDE * spacing * camera.fx * own).clip(1, 16)[:, None]
     at_edge = np.zeros(len(seen), bool)
     for direction in ((1, 0), (0.7, 0.7), (0, 1), (-0.7, 0.7)):
         ahead, behind = (_look_up(inverse, places + side * away * np.array(direction)) / own for side in (1, -1))

@@ -9,16 +9,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import cv2
 import numpy as np
 from scipy.stats import rankdata
 
-from ep2ploc_core.baselines.alignment import NO_FIT, Problem
+from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, Stage
+from ep2ploc_core.baselines.grey_image import values_at
 from ep2ploc_core.baselines.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.camera import Camera
 
 # Standard deviations that are surely noise, of intensities 0..1 and of grey values 0..255.
 INTENSITY_NOISE, GREY_NOISE = 0.03, 8.0
+
+NID_PLAN = AlignmentPlan(
+    (
+        Stage(2, 2000, 0.85, 128, 40, 0.05, 150),
+        Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
+        Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
+    ),
+    least_contrast=8.0,
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +59,7 @@ class InformationDistance:
         def cost(pixels: np.ndarray, inside: np.ndarray) -> float:
             if inside.mean() < self.least_inside:
                 return NO_FIT
-            shown = cv2.remap(values, pixels[inside], None, cv2.INTER_LINEAR)[:, 0]
+            shown = values_at(values, pixels[inside])
             above = local_contrast(shown, cube[inside], GREY_NOISE)
             column = (above / (2 * self.widest) + 0.5).clip(0, 1) * (self.bins - 1)
             return nid(self._joint(row[inside], column)) - 1

@@ -31,7 +31,7 @@ class SiftSettings:
     `turned` degrees; without one, those with most matches of the image's strongest `voters` features. threshold: pixels
     beyond which a match is surely wrong; scale: pixels at which the robust cost begins to discount one.
     second_round: the share of the prior's box that the first round's pose may be off. least_inliers: features of the
-    image without which a pose is refused."""
+    image that have to agree with a pose in the first round."""
 
     views: int = 12
     turned: float = 60.0
@@ -39,7 +39,7 @@ class SiftSettings:
     threshold: float = 8.0
     scale: float = 2.0
     second_round: float = 0.15
-    least_inliers: int = 20
+    least_inliers: int = 12
 
 
 @dataclass(frozen=True)
@@ -81,12 +81,14 @@ class SiftFinder:
             views = self._near(start)
             windows = [_windows(view.xyz, start, 1.0, camera) for view in views]
         found = self._solve_once(features, camera, views, windows)
-        if found.candidate is not None:
+        found.reason = self._doubt(found, start)
+        if not found.reason:
+            # What agrees with a pose here does so because it was looked for there: only the first round's is evidence.
+            assert found.candidate is not None
             share = self.settings.second_round
             windows = [_windows(view.xyz, found.candidate, share, camera) for view in views]
             again = self._solve_once(features, camera, views, windows)
             found = again if again.num_inliers > found.num_inliers else found
-        if found.status == "ok":
             found.reason = self._doubt(found, start)
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
@@ -106,7 +108,7 @@ class SiftFinder:
         pixels = features.pixels[matched].astype(np.float64)
         pose = solve_ransac(places, pixels, camera.matrix, self.settings.threshold)
         if pose is None:
-            return Localization("refused", f"no pose fits the {len(matched)} matches", num_matches=len(matched))
+            return Localization("refused", num_matches=len(matched))
         result = refine(pose, places, pixels, np.ones(len(pixels)), camera.matrix, self.settings.scale)
         pose, inliers = result.map_from_camera, result.inliers
         return Localization(
@@ -116,9 +118,11 @@ class SiftFinder:
 
     def _doubt(self, found: Localization, start: np.ndarray | None) -> str:
         """Why the pose should not be believed; empty when nothing speaks against it."""
+        if found.candidate is None:
+            return f"no pose fits the {found.num_matches} matches"
         if found.num_inliers < self.settings.least_inliers:
             return f"only {found.num_inliers} of the image's features agree on one pose"
-        if start is not None and found.candidate is not None and share_of_box(start, found.candidate) > 1:
+        if start is not None and share_of_box(start, found.candidate) > 1:
             return "the best pose lies at the limit of what the prior pose allows"
         return ""
 

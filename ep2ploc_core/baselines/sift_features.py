@@ -8,6 +8,7 @@ import cv2
 import numpy as np
 import torch
 
+LEAST_CONTRAST = 0.02  # half of OpenCV's own: streets have much that is in the shade
 RATIO = 0.85  # of the distances to the nearest and to the second feature, below which a match is taken
 LEAST_LIKENESS = 0.7  # scalar product of the descriptors of a match
 
@@ -30,7 +31,9 @@ class Features:
 def detect(grey: np.ndarray, most: int) -> Features:
     """The `most` strongest of an image `(H, W)` uint8. Descriptors are RootSIFT: their scalar product is Hellinger's
     (Arandjelovic, Zisserman: Three things everyone should know to improve object retrieval, CVPR 2012)."""
-    keypoints, descriptors = cv2.SIFT_create(nfeatures=most, contrastThreshold=0.02).detectAndCompute(grey, None)
+    keypoints, descriptors = cv2.SIFT.create(nfeatures=most, contrastThreshold=LEAST_CONTRAST).detectAndCompute(
+        grey, np.full_like(grey, 255)
+    )
     if descriptors is None:
         return Features(np.zeros((0, 2), np.float32), np.zeros((0, 128), np.float32))
     strength = np.array([point.response for point in keypoints])

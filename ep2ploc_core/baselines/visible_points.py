@@ -58,6 +58,6 @@ def visible_points(
 
 
 def spread_points(pixels: np.ndarray, most: int) -> np.ndarray:
-    """Indices of `most` points, or of all if there are fewer, whose pixels `(N, 2)` are spread evenly over the image."""
+    """Indices of `most` points, or of all if there are fewer, whose pixels `(N, 2)` are spread over the image."""
     order = np.abs(pixels - np.round(pixels)).sum(1)  # any fixed order would do
     return spread_over_image(torch.from_numpy(pixels), torch.from_numpy(order), most).numpy()
