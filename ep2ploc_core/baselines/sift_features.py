@@ -54,7 +54,6 @@ def match(asked: np.ndarray, known: np.ndarray, allowed: np.ndarray | None = Non
         likeness.masked_fill_(torch.from_numpy(~allowed), -1.0)
     nearest, index = likeness.topk(2, dim=1)
     distance = (2 - 2 * nearest).clamp(min=0).sqrt()
-    mutual = likeness.argmax(0)[index[:, 0]] == torch.arange(len(asked))
-    good = mutual & (nearest[:, 0] > LEAST_LIKENESS) & (distance[:, 0] < RATIO * distance[:, 1])
-    rows = good.nonzero().squeeze(1)
+    rows = ((nearest[:, 0] > LEAST_LIKENESS) & (distance[:, 0] < RATIO * distance[:, 1])).nonzero().squeeze(1)
+    rows = rows[likeness[:, index[rows, 0]].argmax(0) == rows]
     return rows.numpy(), index[rows, 0].numpy()

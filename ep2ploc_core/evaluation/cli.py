@@ -69,7 +69,8 @@ def evaluate(
         "--method": method, "--refine": None if refine == "auto" else refine,
     }  # fmt: skip
     _check_options(protocol, [name for name, value in given.items() if value is not None])
-    methods = _check_methods(method or ["network"], given["--refine"] is not None, plots is not None)
+    methods = _check_methods(method or ["network"], plots is not None)
+    _check_network_options(methods, refine, checkpoint)
     if foreign and (swap or plots):
         raise InputError("With --foreign there are no right poses, so neither --swap nor --plots goes with it.")
     limits = _parse_noise(noise) if noise else None
@@ -102,7 +103,7 @@ def evaluate(
         plot_evaluation(report, asked.map_from_camera, point_map, plots)
 
 
-def _check_methods(methods: list[str], refined: bool, plotted: bool) -> list[str]:
+def _check_methods(methods: list[str], plotted: bool) -> list[str]:
     """The methods, each once."""
     from ep2ploc_core.evaluation.run import METHODS
 
@@ -110,11 +111,16 @@ def _check_methods(methods: list[str], refined: bool, plotted: bool) -> list[str
         if name not in METHODS:
             raise InputError(f"The method '{name}' is not known; there are: {', '.join(METHODS)}.")
     methods = list(dict.fromkeys(methods))
-    if refined and "network" not in methods:
-        raise InputError(f"--refine is of the network alone, and does not apply to {', '.join(methods)}; leave it out.")
     if plotted and len(methods) > 1:
         raise InputError("--plots draws one method; give a single --method with it.")
     return methods
+
+
+def _check_network_options(methods: list[str], refine: str, checkpoint: str) -> None:
+    users = {"--refine": (refine, {"network"}), "--checkpoint": (checkpoint, {"network", "retrieval"})}
+    for name, (value, used_by) in users.items():
+        if value != "auto" and not used_by & set(methods):
+            raise InputError(f"{name} is of the network, which none of the methods needs; leave it out.")
 
 
 def _check_options(protocol: str, given: list[str]) -> None:

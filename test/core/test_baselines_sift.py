@@ -57,7 +57,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
 
 def test_features_have_the_places_that_a_ray_meets(place: Place) -> None:
     """But those of a thing's very rim, where the map has no points any more."""
-    for view in place.views[:2]:
+    for view in place.views[::2]:  # those that look along the room
         offset = view.xyz - view.map_from_camera[:3, 3]
         met = WORLD.distance(view.map_from_camera[:3, 3], offset)
         away = np.abs(met - 1) * np.linalg.norm(offset, axis=1)
