@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 LEAST_CONTRAST = 0.02  # half of OpenCV's own: streets have much that is in the shade
-RATIO = 0.85  # of the distances to the nearest and to the second feature, below which a match is taken
+RATIO = 0.8  # of the distances to the nearest and to the second feature, below which a match is taken
 LEAST_LIKENESS = 0.7  # scalar product of the descriptors of a match
 
 

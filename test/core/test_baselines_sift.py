@@ -61,7 +61,7 @@ def test_features_have_the_places_that_a_ray_meets(place: Place) -> None:
         offset = view.xyz - view.map_from_camera[:3, 3]
         met = WORLD.distance(view.map_from_camera[:3, 3], offset)
         away = np.abs(met - 1) * np.linalg.norm(offset, axis=1)
-        assert len(view.xyz) > 200 and np.quantile(away, 0.95) < 0.05
+        assert len(view.xyz) > 200 and np.quantile(away, 0.9) < 0.05
 
 
 def test_inverse_depth_is_exact_on_a_slanted_plane_and_unknown_beside_it() -> None:
@@ -151,7 +151,7 @@ def test_matches_are_those_of_brute_force() -> None:
             best = int(distance[row].argmin())
             second = np.partition(distance[row], 1)[1]
             alike = 1 - distance[row, best] ** 2 / 2 > 0.7
-            if alike and distance[row, best] < 0.85 * second and distance[:, best].argmin() == row:
+            if alike and distance[row, best] < 0.8 * second and distance[:, best].argmin() == row:
                 expected.append((row, best))
         assert expected and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
     assert len(match(asked[:1], known)[0]) == 0  # one alone has no second
