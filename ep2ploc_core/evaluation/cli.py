@@ -66,7 +66,7 @@ def evaluate(
 
     given = {
         "--noise": noise, "--repeats": repeats, "--seed": seed, "--swap": swap or None, "--foreign": foreign,
-        "--method": method, "--refine": None if refine == "auto" else refine,
+        "--method": method or None, "--refine": None if refine == "auto" else refine,
     }  # fmt: skip
     _check_options(protocol, [name for name, value in given.items() if value is not None])
     methods = _check_methods(method or ["network"], plots is not None)
