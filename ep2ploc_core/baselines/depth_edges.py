@@ -25,7 +25,7 @@ EDGE_PLAN = AlignmentPlan(
         Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
         Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
     ),
-    least_contrast=7.5,
+    least_contrast=8.0,
 )
 
 

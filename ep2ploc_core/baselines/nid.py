@@ -26,7 +26,7 @@ NID_PLAN = AlignmentPlan(
         Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
         Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
     ),
-    least_contrast=8.0,
+    least_contrast=12.0,
 )
 
 
@@ -41,7 +41,7 @@ class InformationDistance:
     cell: float = 4.0
     widest: float = 1.8
     least_inside: float = 0.4
-    least_points: int = 200
+    least_points: int = 500
 
     def problem(
         self, grey: np.ndarray, camera: Camera, seen: VisiblePoints, spacing: float, most: int

@@ -6,12 +6,14 @@ import time
 
 import numpy as np
 
-from ep2ploc_core.baselines.prior_box import share_of_box
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.place_index import PlaceIndex, describe_image
-from ep2ploc_core.map.unit import scaled_pose
 from ep2ploc_core.model.ep2ploc import EP2PLoc
+
+# How far views may lie from a first guess, in units of `map.unit` and radians: as far as the pose may, and half of the
+# way from view to view. Views are level, which a camera or a guess need not be, so no box is asked for.
+FARTHEST, MOST_TURNED = 3.5, np.radians(20)
 
 
 class RetrievalFinder:
@@ -24,7 +26,7 @@ class RetrievalFinder:
         self.unit = unit
 
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
-        """As `Localizer.localize`, but without a covariance. With a prior only the views in its box compete."""
+        """As `Localizer.localize`, but without a covariance. With a prior only the views near it compete."""
         begin = time.perf_counter()
         described = describe_image(self.network, image, camera)
         places = self.places if prior is None else self._near(prior)
@@ -36,5 +38,7 @@ class RetrievalFinder:
 
     def _near(self, prior: np.ndarray) -> PlaceIndex:
         poses = self.places.map_from_camera
-        near = share_of_box(scaled_pose(prior, 1 / self.unit), scaled_pose(poses, 1 / self.unit)) <= 1
+        away = np.linalg.norm(poses[:, :3, 3] - prior[:3, 3], axis=1)
+        alike = poses[:, :3, 2] @ prior[:3, 2]
+        near = (away <= FARTHEST * self.unit) & (alike >= np.cos(MOST_TURNED))
         return PlaceIndex(poses[near], self.places.descriptors[near])
