@@ -65,7 +65,8 @@ class SiftFinder:
         self.settings = settings
 
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
-        """As `Localizer.localize`."""
+        """As `Localizer.localize`, but without a covariance: that of the matches alone (`pose.pnp`) knows nothing of the
+        errors that all features of a mapping image share, and is many times too small."""
         begin = time.perf_counter()
         grey, pinhole = grey_image(image, camera)
         start = None if prior is None else scaled_pose(prior, 1 / self.unit)
@@ -91,7 +92,7 @@ class SiftFinder:
             found = again if again.num_inliers > found.num_inliers else found
             found.reason = self._doubt(found, start)
         if found.reason:
-            found.status, found.map_from_camera, found.covariance = "refused", None, None
+            found.status, found.map_from_camera = "refused", None
         return found
 
     def _solve_once(
@@ -112,7 +113,7 @@ class SiftFinder:
         result = refine(pose, places, pixels, np.ones(len(pixels)), camera.matrix, self.settings.scale)
         pose, inliers = result.map_from_camera, result.inliers
         return Localization(
-            "ok", map_from_camera=pose, candidate=pose, covariance=result.covariance, num_matches=len(matched),
+            "ok", map_from_camera=pose, candidate=pose, num_matches=len(matched),
             num_inliers=len(np.unique(matched[inliers])), points_map=places[inliers], pixels=pixels[inliers],
         )  # fmt: skip
 
