@@ -65,8 +65,8 @@ class SiftFinder:
         self.settings = settings
 
     def localize(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None = None) -> Localization:
-        """As `Localizer.localize`, but without a covariance: that of the matches alone (`pose.pnp`) knows nothing of the
-        errors that all features of a mapping image share, and is many times too small."""
+        """As `Localizer.localize`, but without a covariance: that of the matches alone (`pose.pnp`) knows nothing
+        of the errors that all features of a mapping image share, and is many times too small."""
         begin = time.perf_counter()
         grey, pinhole = grey_image(image, camera)
         start = None if prior is None else scaled_pose(prior, 1 / self.unit)
