@@ -138,12 +138,20 @@ def report_grids(report: dict[str, Any]) -> list[Grid]:
         return [retrieval_grid(report)]
     start = {"start": report["start"]} if "start" in report else {}
     summary = report["summary"]
-    grids = [summary_grid({**start, "network": summary})]
+    named = {**start, report.get("method", "network"): summary}
+    grids = [summary_grid(named)]
     if report["protocol"]["name"] == "registration":
-        grids.insert(0, registration_grid({**start, "network": summary}))
+        grids.insert(0, registration_grid(named))
     if "calibration" in summary:
         grids += [axis_grid(summary), calibration_grid(summary["calibration"])]
     return grids
+
+
+def comparison_grid(reports: dict[str, dict[str, Any]]) -> Grid:
+    """The summaries of evaluations of several methods by one protocol, from the same starts."""
+    first = next(iter(reports.values()))
+    start = {"start": first["start"]} if "start" in first else {}
+    return summary_grid({**start, **{method: report["summary"] for method, report in reports.items()}})
 
 
 def summary_table(rows: dict[str, Any]) -> Table:

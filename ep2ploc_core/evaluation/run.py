@@ -8,11 +8,14 @@ from typing import Any
 
 import torch
 
+from ep2ploc_core.baselines.methods import CLASSICAL, classical_finder
+from ep2ploc_core.baselines.retrieval import RetrievalFinder
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.evaluation.mapping_distance import SAME_PLACE_METRES, distance_to_mapping
 from ep2ploc_core.evaluation.protocols import (
     GlobalProtocol,
+    PoseFinder,
     Progress,
     TrackingProtocol,
     evaluate_global,
@@ -20,8 +23,9 @@ from ep2ploc_core.evaluation.protocols import (
 )
 from ep2ploc_core.evaluation.registration import RegistrationProtocol, evaluate_registration, scan_localizer
 from ep2ploc_core.evaluation.retrieval import RetrievalProtocol, evaluate_retrieval
+from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.map.place_index import describe_image
+from ep2ploc_core.map.place_index import PlaceIndex, describe_image
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.sources import open_source
 from ep2ploc_core.map.unit import unit_of
@@ -30,12 +34,14 @@ from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.training.processes import choose_device
 
 SHIPPED = "edge"
+METHODS = ("network", "retrieval", *CLASSICAL)
 
 
 @dataclass(frozen=True)
 class Evaluation:
     """What is asked for. noise: metres and degrees, or the protocol's own; foreign: queries of another site;
-    checkpoint: name or file of weights, or "auto"; refine: see `LocalizerSettings`; device: cpu, cuda or auto."""
+    checkpoint: name or file of weights, or "auto"; refine: see `LocalizerSettings`; device: cpu, cuda or auto; method:
+    what is judged, one of METHODS."""
 
     protocol: str
     noise: tuple[float, float] | None = None
@@ -46,6 +52,7 @@ class Evaluation:
     checkpoint: str = "auto"
     refine: str = "auto"
     device: str = "auto"
+    method: str = "network"
 
 
 def evaluate_in_map(
@@ -53,23 +60,20 @@ def evaluate_in_map(
 ) -> tuple[dict[str, Any], PointMap]:
     """The report of "tracking", "global" or "retrieval", and the map. The summary has `queries_at_mapping_images` where
     the map's recording has images: queries that were most likely not held out."""
-    search = asked.protocol != "tracking"
-    localizer, point_map = open_localizer(map_path, asked.checkpoint, asked.device, asked.refine, search)
+    finder, point_map, fingerprint = _open_finder(map_path, asked, progress)
     unit = unit_of(point_map.voxel_size)
     if asked.protocol == "tracking":
         metres, degrees = asked.noise or (2.0 * unit, 10.0)
         tracking = TrackingProtocol(metres, degrees, asked.repeats, asked.seed, asked.swap)
-        report = evaluate_tracking(localizer, queries, tracking, progress, asked.foreign)
+        report = evaluate_tracking(finder, queries, tracking, progress, asked.foreign)
     elif asked.protocol == "global":
-        report = evaluate_global(localizer, queries, GlobalProtocol(asked.swap), progress, asked.foreign)
+        report = evaluate_global(finder, queries, GlobalProtocol(asked.swap), progress, asked.foreign)
     else:
-        localizer.check_map()
-        if not localizer.places:
-            raise InputError(f"The map {map_path} has no places; `ep2ploc train --site` finds and learns them.")
+        assert isinstance(finder, Localizer)  # no other method ranks views
         retrieval = RetrievalProtocol(tuple(unit * metres for metres in RetrievalProtocol.metres), swap=asked.swap)
         report = evaluate_retrieval(
-            lambda image, camera: describe_image(localizer.network, image, camera),
-            localizer.places, queries, retrieval, progress,
+            lambda image, camera: describe_image(finder.network, image, camera),
+            _places(finder, map_path), queries, retrieval, progress,
         )  # fmt: skip
     if queries.map_from_camera is not None:
         distance = distance_to_mapping(point_map, queries.map_from_camera)
@@ -77,7 +81,7 @@ def evaluate_in_map(
             for row in report["results"]:
                 row["distance_to_mapping_m"] = round(float(distance[row["query"]]), 3)
             report["summary"]["queries_at_mapping_images"] = int((distance < SAME_PLACE_METRES).sum())
-    origin = {"map": str(map_path), "metres_per_unit": unit, **_origin(queries, asked, localizer.network.fingerprint)}
+    origin = {"map": str(map_path), "metres_per_unit": unit, **_origin(queries, asked, fingerprint)}
     return {**origin, **report}, point_map
 
 
@@ -93,5 +97,27 @@ def evaluate_in_scans(recording: Path, queries: Queries, asked: Evaluation, prog
     return {"recording": str(recording), **_origin(queries, asked, network.fingerprint), **report}
 
 
+def _open_finder(map_path: Path, asked: Evaluation, progress: Progress) -> tuple[PoseFinder, PointMap, str]:
+    """What is judged, its map, and the fingerprint of its network, "" where it has none."""
+    if asked.method in CLASSICAL:
+        point_map = PointMap.open(map_path)
+        return classical_finder(asked.method, point_map, progress), point_map, ""
+    search = asked.protocol != "tracking" or asked.method == "retrieval"
+    localizer, point_map = open_localizer(map_path, asked.checkpoint, asked.device, asked.refine, search)
+    fingerprint = localizer.network.fingerprint
+    if asked.method == "network":
+        return localizer, point_map, fingerprint
+    places = _places(localizer, map_path)
+    return RetrievalFinder(localizer.network, places, unit_of(point_map.voxel_size)), point_map, fingerprint
+
+
+def _places(localizer: Localizer, map_path: Path) -> PlaceIndex:
+    """The views of the map. Raises MapError where they are another network's, InputError where there are none."""
+    localizer.check_map()
+    if not localizer.places:
+        raise InputError(f"The map {map_path} has no places; `ep2ploc train --site` finds and learns them.")
+    return localizer.places
+
+
 def _origin(queries: Queries, asked: Evaluation, fingerprint: str) -> dict[str, Any]:
-    return {"queries": str(queries.path), "network": fingerprint, "refine": asked.refine}
+    return {"queries": str(queries.path), "method": asked.method, "network": fingerprint, "refine": asked.refine}

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -151,6 +152,38 @@ def test_another_recording_of_the_site_is_asked_with_its_poses_in_the_maps_frame
     assert all(1.0 < row["distance_to_mapping_m"] < 6.0 for row in report["results"])
 
 
+def test_several_methods_go_into_one_table_from_the_same_starts(site: Path, tmp_path: Path) -> None:
+    """Only the network needs an encoded map, and only SIFT the mapping run's images, without those held out."""
+    shutil.copytree(site / "map", tmp_path / "map")
+    for file in (tmp_path / "map").glob("tiles/*/descriptors.*"):
+        file.unlink()
+    info = (tmp_path / "map/map.yaml").read_text()
+    (tmp_path / "map/map.yaml").write_text(re.sub(r"checkpoint: .*", "checkpoint: ''", info))
+    result = ep2ploc(
+        "evaluate", tmp_path / "map", site / "queries", "--method", "sift", "--method", "edges", "--method", "sift",
+        "--noise", "0.5m,2deg", "--json", tmp_path / "report.json", "--markdown", tmp_path / "tables.md",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    reports = json.loads((tmp_path / "report.json").read_text())["methods"]
+    assert list(reports) == ["sift", "edges"]
+    assert reports["sift"]["start_results"] == reports["edges"]["start_results"]
+    assert all(report["method"] == name and report["network"] == "" for name, report in reports.items())
+    assert reports["sift"]["summary"]["recall_0.25m_2deg"] == 1
+    titles = [line.split("|")[1].strip() for line in (tmp_path / "tables.md").read_text().splitlines()]
+    assert titles[2:] == ["start", "sift", "edges"]
+    alone = ep2ploc(
+        "evaluate", tmp_path / "map", site / "queries", "--method", "sift", "--protocol", "global", "--json",
+        tmp_path / "alone.json",
+    )  # fmt: skip
+    assert alone.returncode == 0, alone.stderr
+    assert json.loads((tmp_path / "alone.json").read_text())["method"] == "sift"
+    moved = info.replace(str((site / "drive").resolve()), str(site / "gone"))
+    assert moved != info
+    (tmp_path / "map/map.yaml").write_text(moved)
+    without = ep2ploc("evaluate", tmp_path / "map", site / "queries", "--method", "sift")
+    assert without.returncode == 2 and "ep2ploc: " in without.stderr and "Traceback" not in without.stderr
+
+
 def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
     from ep2ploc_core.map.point_map import PointMap
 
@@ -186,6 +219,15 @@ def test_the_held_out_scans_are_not_in_the_map(site: Path) -> None:
         (("evaluate", "{map}", "{queries}", "--protocol", "registration"), "nothing that a map can be made of"),
         (("evaluate", "{map}", "{queries}", "--protocol", "registration", "--foreign", "{queries}"), "--foreign does"),
         (("evaluate", "{map}", "{queries}", "--protocol", "retrieval", "--refine", "none"), "--refine does not apply"),
+        (("evaluate", "{map}", "{queries}", "--method", "magic"), "The method 'magic' is not known"),
+        (("evaluate", "{map}", "{queries}", "--method", "nid", "--refine", "none"), "--refine is of the network"),
+        (("evaluate", "{map}", "{queries}", "--method", "nid", "--checkpoint", "edge"), "--checkpoint is of"),
+        (
+            ("evaluate", "{map}", "{queries}", "--method", "nid", "--method", "sift", "--plots", "{tmp}"),
+            "give a single --method",
+        ),
+        (("evaluate", "{map}", "{queries}", "--method", "retrieval"), "has no places"),
+        (("evaluate", "{map}", "{queries}", "--protocol", "retrieval", "--method", "sift"), "--method does not apply"),
         (("train", "no.yaml"), "no training configuration"),
         (("train", "--site", "{tmp}"), "is not a map directory"),
         (("bag", "from-kitti", "{tmp}", "--out", "{tmp}/bag"), "is not a KITTI raw drive"),
