@@ -13,7 +13,7 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
-from ep2ploc_core.evaluation.report import Grid
+from ep2ploc_core.evaluation.report import WIDEST, Grid
 from ep2ploc_core.machine import describe_machine, machine_caption
 
 matplotlib.use("Agg")
@@ -36,10 +36,14 @@ class Growth:
     columns: dict[str, str | Curve]
 
     def grid(self, rows: list[dict[str, Any]]) -> Grid:
-        """The table. Columns that no row knows are left out."""
+        """The table. Columns that no row knows are left out; where there are more than a page is wide, they are its
+        lines."""
         known = [key for key in self.columns if any(row.get(key) is not None for row in rows)]
         headings = [self._heading(key) for key in known]
-        return Grid(headings, [[_cell(row.get(key)) for key in known] for row in rows])
+        lines = [headings, *([_cell(row.get(key)) for key in known] for row in rows)]
+        if len(known) > WIDEST:
+            lines = [list(line) for line in zip(*lines, strict=True)]
+        return Grid(lines[0], lines[1:])
 
     def draw(self, rows: list[dict[str, Any]], path: Path) -> None:
         """Writes the plot."""
