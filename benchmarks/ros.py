@@ -320,7 +320,7 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=0.0, help="endurance instead: minutes at 30 Hz")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
     arguments = parser.parse_args()
-    note = f"Load {os.getloadavg()[0]:.1f} at the start. {machine_caption(describe_machine())}"
+    note = machine_caption(describe_machine())  # with the load that others make
     with tempfile.TemporaryDirectory() as folder, tracked_camera(Path(folder)) as (camera, pid, log):
         if arguments.minutes:
             title, grid = f"{arguments.minutes:g} minutes at 30 Hz", endurance(camera, pid, arguments.minutes)

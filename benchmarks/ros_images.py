@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -82,7 +81,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
     parser.add_argument("--markdown", type=Path, help="write the table here, too")
     arguments = parser.parse_args()
-    note = f"Load {os.getloadavg()[0]:.1f} at the start. {machine_caption(describe_machine())}"
+    note = machine_caption(describe_machine())  # with the load that others make
     rows = []
     for profile in (True, False):
         counted, sent = (multiprocessing.get_context("spawn").Array("i", len(COURSES)) for _ in range(2))

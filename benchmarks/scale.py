@@ -1,19 +1,21 @@
 """How cost grows: with the length of the map, its places, the points around the camera, matches, and pixels.
 
-    OMP_NUM_THREADS=1 .venv/bin/python benchmarks/scale.py [map places visibility matches pnp image voxels]
-        [--full] [--out out/scale] [--tables DIR]
+    .venv/bin/python benchmarks/scale.py [map places visibility matches pnp image voxels] [--full] [--out out/scale]
+        [--tables DIR]
 
-Without names: all of it, in about three minutes. `--full` takes some ten more, 3 GB of disk and 5 of memory: maps
-of up to 100 km, a million places. Into `--out` go `scale.json`, where a new measurement takes the place of the old one
-of its name, and a plot of each; `--tables` takes the tables in Markdown. Long maps are a block of a synthetic street
-again and again (`support/long_map.py`), with the weights as shipped; files that were just written are read from memory,
-not from the disk. FAISS is compared with where it is installed (`pip install faiss-cpu`).
+Without names: all of it, in about three minutes. `--full` takes some ten more, 3 GB of disk and 5 of memory: maps of up
+to 100 km, a million places. Times are those of the process itself, on one thread (`support/stopwatch.py`). Into `--out`
+go `scale.json`, where a new measurement takes the place of the old one of its name, and a plot of each; `--tables` takes
+the tables in Markdown. Long maps are a block of a synthetic street again and again (`support/long_map.py`), with the
+weights as shipped; files that were just written are read from memory, not from the disk. FAISS is compared with where
+it is installed (`pip install faiss-cpu`).
 """
 
 from __future__ import annotations
 
 import argparse
 import tempfile
+import time
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -23,6 +25,7 @@ from support.growth import Curve, Growth, keep
 from support.long_map import Block, make_block
 from support.measure_map import NETWORK, grow_map, grow_matches
 from support.measure_parts import faiss_is_installed, grow_image, grow_places, grow_pnp
+from support.stopwatch import alone
 from support.table import show_table
 from visibility import SEEDS, SIZES, SPACINGS, speeds  # the benchmark beside this one
 from voxels import canyon, times  # this one, too
@@ -124,12 +127,12 @@ def measure(name: str, sizes: Sizes, folder: Path) -> list[dict[str, Any]]:
         return grow_places(DESCRIPTOR, sizes.places, sizes.approximate)
     if name == "visibility":
         (view, *_) = judged_views(SEEDS[0], SPACINGS[:1], SIZES[1:], frames=24)
-        return speeds(view, POINTS, "cpu")
+        return speeds(view, POINTS, "cpu", time.process_time)
     if name == "pnp":
         return grow_pnp(PNP_MATCHES)
     if name == "image":
         return grow_image(load_network(NETWORK), WIDTHS)
-    return [times(canyon(length), voxel_backend(), runs=5) for length in CANYONS]
+    return [times(canyon(length), voxel_backend(), 5, time.process_time) for length in CANYONS]
 
 
 def main() -> None:
@@ -143,6 +146,7 @@ def main() -> None:
     unknown = [name for name in arguments.names if name not in GROWTHS]
     if unknown:
         parser.error(f"there is no measurement '{unknown[0]}'; there are: {', '.join(GROWTHS)}")
+    alone()
 
     with tempfile.TemporaryDirectory(prefix="ep2ploc_scale_") as folder:
         for name in arguments.names or GROWTHS:

@@ -56,7 +56,9 @@ def _speed(views: list[JudgedView], device: str) -> Table:
     return table
 
 
-def speeds(view: JudgedView, counts: Sequence[int], device: str) -> list[dict[str, Any]]:
+def speeds(
+    view: JudgedView, counts: Sequence[int], device: str, clock: Callable[[], float] = time.perf_counter
+) -> list[dict[str, Any]]:
     """For each number of points how many are inside the image and how many are kept, and milliseconds: of IPR, and of
     Open3D's way."""
     rows = []
@@ -66,8 +68,8 @@ def speeds(view: JudgedView, counts: Sequence[int], device: str) -> list[dict[st
         kept = remove_invisible(xyz, *arguments, view.spacing)
         inside = project_inside(xyz, *arguments)
         seen = xyz.index_select(0, inside.index).double().cpu().numpy()
-        seconds = _median_seconds(lambda: remove_invisible(xyz, *arguments, view.spacing), device)  # noqa: B023
-        others = _median_seconds(lambda: hidden_point_removal(seen, view.camera_from_map), "cpu", runs=1)  # noqa: B023
+        seconds = _median_seconds(lambda: remove_invisible(xyz, *arguments, view.spacing), device, clock)  # noqa: B023
+        others = _median_seconds(lambda: hidden_point_removal(seen, view.camera_from_map), "cpu", clock, 1)  # noqa: B023
         found = {"points": count, "inside": len(inside), "kept": len(kept)}
         rows.append({**found, "ms": 1e3 * seconds, "open3d_ms": 1e3 * others})
     return rows
@@ -128,16 +130,18 @@ def _cloud(view: JudgedView, count: int) -> torch.Tensor:
     return view.xyz[chosen] + 0.2 * view.spacing * torch.randn(count, 3, generator=generator)
 
 
-def _median_seconds(work: Callable[[], object], device: str, runs: int = 9) -> float:
+def _median_seconds(
+    work: Callable[[], object], device: str, clock: Callable[[], float] = time.perf_counter, runs: int = 9
+) -> float:
     seconds = []
     for _ in range(runs + 1):
         if device == "cuda":
             torch.cuda.synchronize()
-        begin = time.perf_counter()
+        begin = clock()
         work()
         if device == "cuda":
             torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
+        seconds.append(clock() - begin)
     return float(np.median(seconds[1:]))  # the first run warms up
 
 

@@ -23,7 +23,16 @@ def test_the_description_names_this_code_and_goes_into_json() -> None:
 
 
 def test_the_caption_says_what_is_known() -> None:
-    machine = {"cpu": "A", "cores": 2, "memory_gb": 8, "gpu": "", "python": "3", "torch": "2", "numpy": "1"}
+    machine = {
+        "cpu": "A",
+        "cores": 2,
+        "memory_gb": 8,
+        "gpu": "",
+        "load": 0.5,
+        "python": "3",
+        "torch": "2",
+        "numpy": "1",
+    }
     caption = machine_caption({**machine, "commit": "0123abc", "date": "2026-01-01"})
-    assert "A, 2 cores, 8 GB; no GPU" in caption and "0123abc, 2026-01-01" in caption
+    assert "A, 2 cores, 8 GB; no GPU; load 0.5" in caption and "0123abc, 2026-01-01" in caption
     assert "unknown" in machine_caption({**machine, "commit": "", "date": "2026-01-01"})

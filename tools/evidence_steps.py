@@ -104,7 +104,7 @@ def _benchmark(out: Path, name: str, *options: str) -> Step:
 def _scale(out: Path, trial: bool) -> Step:
     """Its results and plots are kept in the repository."""
     where = ["--out", str(out if trial else ROOT / "benchmarks/results"), "--tables", str(out)]
-    command = ["env", "OMP_NUM_THREADS=1", sys.executable, f"{ROOT}/benchmarks/scale.py", *where]
+    command = [sys.executable, f"{ROOT}/benchmarks/scale.py", *where]
     makes = tuple(f"scale_{name}" for name in _SCALE)
     return Step([command if trial else [*command, "--full"]], lambda: read_tables(out), makes)
 

@@ -50,7 +50,7 @@ class Growth:
         grows, *others = self.columns
         curves = {key: curve for key in others if isinstance(curve := self.columns[key], Curve)}
         panels = list(dict.fromkeys(curve.panel for curve in curves.values()))
-        figure = Figure(figsize=(4.6 * len(panels), 3.6), layout="constrained")
+        figure = Figure(figsize=(4.6 * len(panels), 4), layout="constrained")
         for number, panel in enumerate(panels, 1):
             axes = figure.add_subplot(1, len(panels), number)
             for key, curve in curves.items():
@@ -62,10 +62,14 @@ class Growth:
             low, high = axes.get_ylim()  # to whole powers of ten, so that two at the least are written
             axes.set_ylim(10 ** math.floor(math.log10(low)), 10 ** math.ceil(math.log10(high)))
             axes.yaxis.set_major_formatter("{x:g}")
+            axes.yaxis.set_minor_formatter("")
+            measured = [row[grows] for row in rows]
+            axes.set_xticks(measured, [_cell(value) for value in measured], rotation=25)
+            axes.set_xticks([], minor=True)
             axes.grid(alpha=0.3, which="both")
             axes.set_xlabel(self._heading(grows))
             axes.set_ylabel(panel)
-            axes.legend(fontsize="small")
+            axes.legend(fontsize="small", loc="lower left", bbox_to_anchor=(0, 1), ncols=2, frameon=False)
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f".{path.name}.tmp{path.suffix}")
         figure.savefig(aside, dpi=90)
