@@ -6,9 +6,9 @@
 Without names: all of it, in about three minutes. `--full` takes some ten more, 3 GB of disk and 5 of memory: maps of up
 to 100 km, a million places. Times are those of the process itself, on one thread (`support/stopwatch.py`). Into `--out`
 go `scale.json`, where a new measurement takes the place of the old one of its name, and a plot of each; `--tables`
-takes the tables in Markdown. Long maps are a block of a synthetic street again and again (`support/long_map.py`), with the
-weights as shipped; files that were just written are read from memory, not from the disk. FAISS is compared with where
-it is installed (`pip install faiss-cpu`).
+takes the tables in Markdown. Long maps are a block of a synthetic street again and again (`support/long_map.py`), with
+the weights as shipped; files that were just written are read from memory, not from the disk. FAISS is compared with
+where it is installed (`pip install faiss-cpu`).
 """
 
 from __future__ import annotations
