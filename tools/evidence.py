@@ -81,9 +81,12 @@ def renew(steps: dict[str, Step], out: Path, resume: bool, only_tables: bool) ->
             if (out / name / MEASURED).exists():
                 collect(step, out / "tables")
                 print(f"{name}: {', '.join(step.makes)} ({(time.monotonic() - begun) / 60:.1f} minutes)", flush=True)
-        except (Ep2plocError, OSError, KeyError, ValueError) as error:
+        except Ep2plocError as error:
             worked = False
-            print(f"{name}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
+            print(f"{name}: {error}", file=sys.stderr, flush=True)
+        except (OSError, LookupError, ValueError) as error:  # results of another form
+            worked = False
+            print(f"{name}: its results cannot be read ({type(error).__name__}: {error})", file=sys.stderr, flush=True)
     return worked
 
 
