@@ -332,7 +332,7 @@ def sample_with_slope(images: Tensor, image: Tensor, place: Tensor) -> tuple[Ten
     column = (base[..., 0, None].long() + around).clamp(0, width - 1)
     row = (base[..., 1, None].long() + around).clamp(0, height - 1)
     index = image[:, None, None, None] * (height * width) + row[..., :, None] * width + column[..., None, :]
-    cells = images.flatten(0, 2).index_select(0, index.flatten()).view(*place.shape[:2], 16, -1)
+    cells = images.flatten(0, 2).index_select(0, index.flatten()).view(*place.shape[:2], 16, images.shape[-1])
     sampled = kernel @ cells
     return sampled[:, :, 0], sampled[:, :, 1:]
 
