@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 
-.PHONY: help setup test lint demo bench docs clean lock
+.PHONY: help setup test lint demo bench evidence docs clean lock
 
 help:
 	@echo 'make setup             the environment in $(VENV), with everything installed'
@@ -10,6 +10,8 @@ help:
 	@echo 'make demo              map, bag, ROS 2 nodes and results, on a street that it makes itself'
 	@echo 'make demo DRIVE=dir    the same on a KITTI raw drive'
 	@echo 'make bench             how fast localizing, visibility, voxels, maps, ROS 2 and synthetic drives are here'
+	@echo 'make evidence          every table of the README and of docs/speed.md anew, in hours; with EP2PLOC_DATA set'
+	@echo 'make evidence STEPS=   some of them: drive_0001 street kitchen localizer ros ros_minutes ros_images scale'
 	@echo 'make docs              the documentation as pages to read, in out/docs'
 	@echo 'make lint, clean, lock checks; remove what was made; pin the newest dependencies that fit'
 
@@ -43,6 +45,9 @@ demo: setup
 
 bench: setup
 	@for benchmark in benchmarks/*.py; do $(VENV)/bin/python $$benchmark || exit 1; done
+
+evidence: setup
+	$(VENV)/bin/python tools/evidence.py $(STEPS)
 
 # What the pages are built with; nothing else needs it.
 $(VENV)/.docs: $(VENV)/.package requirements.docs.in

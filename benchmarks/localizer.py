@@ -1,7 +1,7 @@
 """How long one image takes, stage by stage, how much memory that needs, and how large the network is.
 
     .venv/bin/python benchmarks/localizer.py [--map MAP --queries QUERIES] [--images 10] [--threads 1 2]
-        [--refine align_first --share 0.05]
+        [--refine align_first --share 0.05] [--markdown FILE]
 
 Without a map: on a synthetic street that it makes and maps itself, with the weights as shipped. Each image starts up to
 2 m and 10 degrees off, or a `--share` of that. Medians over the images, after two that are not counted; a stage of both
@@ -12,8 +12,6 @@ takes much longer, something else was using the machine. What happens between th
 from __future__ import annotations
 
 import argparse
-import os
-import platform
 import resource
 import tempfile
 import time
@@ -26,8 +24,7 @@ from unittest.mock import patch
 import cv2
 import numpy as np
 import torch
-from rich.console import Console
-from rich.table import Table
+from support.table import show_table  # beside this benchmark
 
 import ep2ploc_core.localizer
 from ep2ploc_core import se3
@@ -35,8 +32,10 @@ from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
 from ep2ploc_core.datasets.sampling import draw_start
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+from ep2ploc_core.evaluation.report import Grid
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import REFINEMENTS, LocalizerSettings
+from ep2ploc_core.machine import describe_machine, machine_caption
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
@@ -140,6 +139,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--refine", choices=REFINEMENTS, default="auto")
     parser.add_argument("--share", type=float, default=1.0, help="of the start error")
+    parser.add_argument("--markdown", type=Path, help="write the table here, too")
     arguments = parser.parse_args()
     if (arguments.map is None) != (arguments.queries is None):
         parser.error("give --map and --queries, or neither")
@@ -158,24 +158,21 @@ def main() -> None:
             cv2.setNumThreads(threads)
             columns.append(measure(localizer, queries, arguments.images, arguments.share))
 
+        names = [f"{threads} thread{'s' if threads > 1 else ''}" for threads in arguments.threads]
+        rows = [[name, *(" + ".join(f"{ms:.1f}" for ms in column[name]) for column in columns)] for name in columns[0]]
+        rows.append(["images a second", *(f"{1000 / column['whole'][0]:.1f}" for column in columns)])
         size = f"{queries.camera.width}x{queries.camera.height}"
-        title = f"One image {size}, map of {len(point_map):,} points"
-        table = Table(title=f"{title}; {platform.machine()}, {os.cpu_count()} cores")
-        table.add_column("ms, each pass")
-        for threads in arguments.threads:
-            table.add_column(f"{threads} thread{'s' if threads > 1 else ''}", justify="right")
-        for name in columns[0]:
-            table.add_row(name, *(" + ".join(f"{value:.1f}" for value in column[name]) for column in columns))
-        table.add_row("images/s", *(f"{1000 / column['whole'][0]:.1f}" for column in columns))
-        console = Console(width=100)
-        console.print(table)
+        off = f"{2 * unit_of(point_map.voxel_size) * arguments.share:g} m and {10 * arguments.share:g} degrees"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-        console.print(
-            f"largest memory of the process{'' if arguments.map else ', making the street included'}: {peak:.0f} MB"
-        )
         parts = parameters(network)
         listed = ", ".join(f"{name} {count:,}" for name, count in parts)
-        console.print(f"parameters: {sum(count for _, count in parts):,} ({listed})")
+        show_table(
+            f"One image of {size} pixels, map of {len(point_map):,} points, first guess up to {off} off",
+            Grid(["ms, each pass", *names], rows),
+            arguments.markdown,
+            f"Largest memory of the process{'' if arguments.map else ', making the street included'}: {peak:.0f} MB. "
+            f"Parameters: {sum(count for _, count in parts):,} ({listed}). {machine_caption(describe_machine())}",
+        )
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """How old a pose is when it is heard, and why: with a map_server and a localizer as processes of their own.
 
-    .venv/bin/python benchmarks/ros.py [--seconds 8] [--minutes 5]
+    .venv/bin/python benchmarks/ros.py [--seconds 8] [--minutes 5] [--markdown FILE]
 
 A map_server and a localizer track a camera that stands in a synthetic street, with the weights as shipped, while images
 come at 2, 10 and 30 Hz. Moments are taken by the system's monotonic clock, at the camera and inside the localizer, for
@@ -14,7 +14,6 @@ import argparse
 import json
 import multiprocessing
 import os
-import platform
 import random
 import signal
 import sys
@@ -31,15 +30,16 @@ import torch
 from geometry_msgs.msg import PoseStamped, PoseWithCovarianceStamped
 from rclpy.node import Node
 from rclpy.qos import QoSProfile
-from rich.console import Console
-from rich.table import Table
 from sensor_msgs.msg import CameraInfo, Image
 from std_msgs.msg import Header
+from support.table import show_table  # beside this benchmark
 
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.sampling import draw_start
+from ep2ploc_core.evaluation.report import Grid
 from ep2ploc_core.localizer import Localizer
+from ep2ploc_core.machine import describe_machine, machine_caption
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_ros.messages import image_to_message, nanoseconds, pose_to_message
@@ -49,8 +49,8 @@ PROFILE_VARIABLES = ("FASTRTPS_DEFAULT_PROFILES_FILE", "FASTDDS_DEFAULT_PROFILES
 PATIENCE, SETTLE, SEED = 120.0, 2.0, 0
 PARTS = {
     "camera to node": ("sent", "arrived"),
-    "waits for the worker": ("arrived", "taken"),
-    "prior, decoding": ("taken", "begun"),
+    "waits for the image before": ("arrived", "taken"),
+    "reading the image, predicting the pose": ("taken", "begun"),
     "localizing": ("begun", "found"),
     "publishing, node to listener": ("found", "heard"),
     "image to pose": ("sent", "heard"),
@@ -260,68 +260,73 @@ def spread(values: list[float]) -> str:
     return f"{1000 * np.quantile(values, 0.5):.1f} / {1000 * np.quantile(values, 0.95):.1f}"
 
 
-def latency(console: Console, seconds: float, minutes: float, title: str) -> None:
-    """Measures with all nodes; prints one table."""
+@contextmanager
+def tracked_camera(folder: Path) -> Iterator[tuple[Camera, int, Path]]:
+    """A camera that the nodes track, the localizer's process, and where its moments are written down."""
     from localizer import street  # the benchmark beside this one
 
-    with tempfile.TemporaryDirectory() as folder, environment(profile=True):
-        map_path, query_path = street(Path(folder))
+    with environment(profile=True):
+        map_path, query_path = street(folder)
         queries = Queries(query_path)
         steady = steady_image(map_path, queries)
-        log = Path(folder) / "moments.jsonl"
+        log = folder / "moments.jsonl"
         with process(run_map_server, map_path), process(run_localizer, log) as localizer:
             rclpy.init()
             camera = Camera(queries, steady)
             camera.start()
-            if minutes:
-                console.print(endurance(camera, localizer.pid, minutes, title))
-                return
-            table = Table(title=f"From image to pose, ms, p50 / p95; {title}")
-            table.add_column("")
-            columns = []
-            for rate in (2.0, 10.0, 30.0):
-                camera.sent.clear()
-                camera.heard.clear()
-                threads = Threads(localizer.pid)
-                pace(camera.node, seconds * (1.5 if rate < 5 else 1.0), rate, camera.send)
-                executor, rest = threads.executor_and_rest()
-                pace(camera.node, SETTLE, 1.0, lambda: None)
-                known = moments(log, camera)
-                if not known:
-                    raise SystemExit("No image got a pose; was the machine too busy?")
-                rows = {part: spread([one[b] - one[a] for one in known]) for part, (a, b) in PARTS.items()}
-                rows["images sent, poses heard"] = f"{len(camera.sent)}, {len(known)}"
-                rows["cores: executor, all else"] = f"{executor:.2f}, {rest:.2f}"
-                columns.append(rows)
-                table.add_column(f"{rate:.0f} Hz", justify="right")
-            for name in columns[0]:
-                table.add_row(name, *(column[name] for column in columns))
-            console.print(table)
+            yield camera, localizer.pid, log
 
 
-def endurance(camera: Camera, pid: int, minutes: float, title: str) -> Table:
+def latency(camera: Camera, pid: int, log: Path, seconds: float) -> Grid:
+    """The parts of the way from image to pose at three rates of images."""
+    rates, columns = (2.0, 10.0, 30.0), []
+    for rate in rates:
+        camera.sent.clear()
+        camera.heard.clear()
+        threads = Threads(pid)
+        pace(camera.node, seconds * (1.5 if rate < 5 else 1.0), rate, camera.send)
+        executor, rest = threads.executor_and_rest()
+        pace(camera.node, SETTLE, 1.0, lambda: None)
+        known = moments(log, camera)
+        if not known:
+            raise SystemExit("No image got a pose; was the machine too busy?")
+        rows = {part: spread([one[b] - one[a] for one in known]) for part, (a, b) in PARTS.items()}
+        rows["poses for images sent"] = f"{len(known)} of {len(camera.sent)}"
+        rows["cores: executor, all else"] = f"{executor:.2f}, {rest:.2f}"
+        columns.append(rows)
+    return Grid(
+        ["ms, median / 95 %", *(f"{rate:.0f} Hz" for rate in rates)],
+        [[name, *(column[name] for column in columns)] for name in columns[0]],
+    )
+
+
+def endurance(camera: Camera, pid: int, minutes: float) -> Grid:
     """Ten stretches of images at 30 Hz."""
-    table = Table(title=f"{minutes:g} minutes at 30 Hz; {title}")
-    for name in ("minute", "images", "poses", "age of a pose, ms, p50 / p95", "localizer, MB"):
-        table.add_column(name, justify="right")
+    rows = []
     for part in range(10):
         camera.sent.clear()
         camera.heard.clear()
         pace(camera.node, minutes * 6, 30.0, camera.send)
         ages = [heard - camera.sent[stamp] for stamp, heard in camera.heard.items() if stamp in camera.sent]
-        end = minutes * (part + 1) / 10
         counts = (str(len(camera.sent)), str(len(ages)))
-        table.add_row(f"{end:.1f}", *counts, spread(ages) if ages else "-", f"{memory(pid):.0f}")
-    return table
+        end = f"{minutes * (part + 1) / 10:.1f}"
+        rows.append([end, *counts, spread(ages) if ages else "-", f"{memory(pid):.0f}"])
+    return Grid(["minute", "images", "poses", "age of a pose, ms, median / 95 %", "localizer, MB"], rows)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=8.0, help="length of each measurement")
     parser.add_argument("--minutes", type=float, default=0.0, help="endurance instead: minutes at 30 Hz")
+    parser.add_argument("--markdown", type=Path, help="write the table here, too")
     arguments = parser.parse_args()
-    title = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-    latency(Console(width=110), arguments.seconds, arguments.minutes, title)
+    note = machine_caption(describe_machine())  # with the load that others make
+    with tempfile.TemporaryDirectory() as folder, tracked_camera(Path(folder)) as (camera, pid, log):
+        if arguments.minutes:
+            title, grid = f"{arguments.minutes:g} minutes at 30 Hz", endurance(camera, pid, arguments.minutes)
+        else:
+            title, grid = "From the stamp of an image to its pose", latency(camera, pid, log, arguments.seconds)
+    show_table(title, grid, arguments.markdown, note)
 
 
 if __name__ == "__main__":

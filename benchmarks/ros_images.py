@@ -1,28 +1,28 @@
 """How many images get lost between two processes that do nothing else, with the Fast DDS profile and without.
 
-.venv/bin/python benchmarks/ros_images.py [--seconds 4]
+.venv/bin/python benchmarks/ros_images.py [--seconds 4] [--markdown FILE]
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import os
-import platform
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import rclpy
 from rclpy.executors import ExternalShutdownException
 from rclpy.qos import QoSProfile, ReliabilityPolicy
-from rich.console import Console
-from rich.table import Table
 from ros import PATIENCE, environment, pace, process  # the benchmark beside this one
 from sensor_msgs.msg import Image
 from std_msgs.msg import Header
+from support.table import show_table  # beside this benchmark
 
+from ep2ploc_core.evaluation.report import Grid
+from ep2ploc_core.machine import describe_machine, machine_caption
 from ep2ploc_ros.messages import image_to_message
 
 WIDTH, HEIGHT, SEED = 1241, 376, 0
@@ -79,20 +79,21 @@ def main() -> None:
     """Measures with the profile and without, prints one table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=float, default=4.0, help="length of each measurement")
-    seconds = parser.parse_args().seconds
-    title = f"{platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-    table = Table(title=f"Images {WIDTH}x{HEIGHT} rgb8, received of sent; {title}")
-    for name in ("Fast DDS profile", "QoS", "10 Hz", "30 Hz"):
-        table.add_column(name, justify="right" if "Hz" in name else "left")
+    parser.add_argument("--markdown", type=Path, help="write the table here, too")
+    arguments = parser.parse_args()
+    note = machine_caption(describe_machine())  # with the load that others make
+    rows = []
     for profile in (True, False):
         counted, sent = (multiprocessing.get_context("spawn").Array("i", len(COURSES)) for _ in range(2))
-        with environment(profile), process(run_counter, counted), process(run_sender, seconds, sent) as sender:
+        run = (run_sender, arguments.seconds, sent)
+        with environment(profile), process(run_counter, counted), process(*run) as sender:
             sender.join()
-        cells = [f"{heard} / {all_of_them}" for heard, all_of_them in zip(counted, sent, strict=True)]
+        cells = [f"{heard} of {all_of_them}" for heard, all_of_them in zip(counted, sent, strict=True)]
         for first in (0, 2):
             name = COURSES[first][0].lower().replace("_", " ")
-            table.add_row("config/fastdds_shm.xml" if profile else "none", name, *cells[first : first + 2])
-    Console(width=110).print(table)
+            rows.append(["`config/fastdds_shm.xml`" if profile else "none", name, *cells[first : first + 2]])
+    title = f"Images of {WIDTH}x{HEIGHT} pixels (rgb8) that arrived, of those sent"
+    show_table(title, Grid(["Fast DDS profile", "QoS", "10 Hz", "30 Hz"], rows), arguments.markdown, note)
 
 
 if __name__ == "__main__":

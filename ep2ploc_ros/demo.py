@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import os
-import platform
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,6 +30,7 @@ from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, 
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
+from ep2ploc_core.machine import describe_machine
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.place_index import open_places
@@ -110,7 +110,7 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
     distance = distance_to_mapping(point_map, queries.map_from_camera)
     assert distance is not None  # the adaptation has learned from these images just now
     report: dict[str, Any] = {
-        "machine": f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores",
+        "machine": describe_machine(),
         "drive": str(drive.path),
         "frames": {"isolated": split.isolated, "stretch": split.stretch},
         "adaptation_steps": schedule.steps,
@@ -124,7 +124,8 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
     with stages("ROS 2 nodes"):
         bag = _write_bag(drive, split, queries, out / "bag")
         result = replay(bag, point_map.path, out / "ros", rate=REPLAY_RATE)
-    report["ros"] = {"replay": result.summary(), "accuracy": summarize(result.rows())}
+    rows = result.rows()
+    report["ros"] = {"replay": result.summary(), "accuracy": summarize(rows), "results": rows}
     _tell_nodes(report["ros"])
     _write(report, out)
     with stages("pictures"):

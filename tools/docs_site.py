@@ -18,13 +18,17 @@ from mkdocs.structure.pages import Page
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
 README = ROOT / "README.md"
-TAKEN_IN = {"ep2ploc_core/weights/edge.md": "weights/edge.md"}  # where a page lies, and where it goes on the site
+# Where pages and pictures lie, and where they go on the site.
+TAKEN_IN = {
+    "ep2ploc_core/weights/edge.md": "weights/edge.md",
+    **{f"benchmarks/results/{file.name}": f"images/{file.name}" for file in ROOT.glob("benchmarks/results/*.png")},
+}
 
 _LINK = re.compile(r"(?P<image>!?)\[(?P<label>[^\]]*)\]\((?P<path>[^)#:\s]+)(?P<anchor>#[^)\s]*)?\)")
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Takes pages in from elsewhere in the repository."""
+    """Takes pages and pictures in from elsewhere in the repository."""
     for source, page in TAKEN_IN.items():
         files.append(File.generated(config, page, abs_src_path=str(ROOT / source)))
     return files

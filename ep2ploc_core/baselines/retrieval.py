@@ -41,4 +41,4 @@ class RetrievalFinder:
         away = np.linalg.norm(poses[:, :3, 3] - prior[:3, 3], axis=1)
         alike = poses[:, :3, 2] @ prior[:3, 2]
         near = (away <= FARTHEST * self.unit) & (alike >= np.cos(MOST_TURNED))
-        return PlaceIndex(poses[near], self.places.descriptors[near])
+        return PlaceIndex(poses[near], self.places.descriptors[near], self.places.depths[near])

@@ -53,4 +53,4 @@ def _weighted_cells(images: Tensor, image: Tensor, base: Tensor, kernels: Tensor
         per_sample_weights=kernels.reshape(-1, 16),
         mode="sum",
     )
-    return summed.view(*kernels.shape[:3], -1)
+    return summed.view(*kernels.shape[:3], images.shape[-1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -85,6 +86,20 @@ def test_a_point_keeps_what_the_one_image_shows_at_its_place(drive: Path, networ
         borderMode=cv2.BORDER_REPLICATE,
     )[0]  # fmt: skip
     np.testing.assert_allclose(kept[known, -1, -1], sure, atol=0.05)  # one image agrees with itself
+
+
+def test_an_image_that_sees_no_point_of_the_map_changes_nothing(drive: Path, network: EP2PLoc, tmp_path: Path) -> None:
+    """Taken where the map has points around, but up to the sky."""
+    point_map = make_map(drive, tmp_path / "map")
+    image = images_of_map(point_map)[5]
+    up = image.map_from_camera.copy()
+    up[:3, :3] = np.eye(3)  # the optical axis is the map's z
+    above = replace(image, map_from_camera=up)
+    encode_map(point_map, network)
+    add_appearances(PointMap.open(point_map.path), network, [image])
+    expected = appearances(point_map)
+    add_appearances(PointMap.open(point_map.path), network, [above, image])
+    np.testing.assert_array_equal(appearances(point_map), expected)
 
 
 def test_views_that_disagree_or_are_unsure_are_worth_less() -> None:

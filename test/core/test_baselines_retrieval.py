@@ -8,7 +8,7 @@ from painted_world import PaintedWorld, level_pose
 
 from ep2ploc_core.baselines.retrieval import RetrievalFinder
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex, describe_image
+from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex, describe_image, encode_depth
 from ep2ploc_core.map.unit import scaled_pose
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
@@ -31,7 +31,8 @@ def network() -> EP2PLoc:
 def places(network: EP2PLoc) -> PlaceIndex:
     """Views that are described as the images taken there are."""
     described = [describe_image(network, photograph(pose), CAMERA) for pose in POSES]
-    return PlaceIndex(POSES, np.stack(described).astype(np.float16))
+    descriptors = np.stack([each.descriptor for each in described]).astype(np.float16)
+    return PlaceIndex(POSES, descriptors, np.stack([encode_depth(each.log_depth) for each in described]))
 
 
 def test_the_right_view_is_the_answer(network: EP2PLoc, places: PlaceIndex) -> None:
@@ -45,7 +46,7 @@ def test_the_right_view_is_the_answer(network: EP2PLoc, places: PlaceIndex) -> N
 @pytest.mark.parametrize("unit", [1.0, 0.25])
 def test_with_a_first_guess_only_views_near_it_compete(network: EP2PLoc, places: PlaceIndex, unit: float) -> None:
     """The image is that of view 0; around the guess there are only views 6 and 7."""
-    smaller = PlaceIndex(scaled_pose(places.map_from_camera, unit), places.descriptors)
+    smaller = PlaceIndex(scaled_pose(places.map_from_camera, unit), places.descriptors, places.depths)
     finder = RetrievalFinder(network, smaller, unit)
     guess = scaled_pose(level_pose((6.5, 3.0, 1.5), -4.0), unit)
     found = finder.localize(photograph(POSES[0]), CAMERA, guess)

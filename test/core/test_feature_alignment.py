@@ -200,9 +200,9 @@ def test_nothing_is_gained_by_moving_points_out_of_the_image() -> None:
     nowhere = replace(scene.levels[0], expected=-scene.levels[0].expected)
     problem = _Problem.at(nowhere, scene.xyz, scene.truth, scene.intrinsics)
     away = scene.truth @ se3.exp(torch.tensor([[0, 0, 0, 0, 0.8, 0]], dtype=torch.float64))
-    there, elsewhere = problem.slope(scene.truth), problem.slope(away)
-    assert elsewhere.inside < 0.5 * there.inside
-    assert elsewhere.cost > 0.9 * there.cost
+    (there, seen), (elsewhere, kept) = problem.cost(scene.truth), problem.cost(away)
+    assert kept < 0.5 * seen
+    assert elsewhere > 0.9 * there
 
 
 STRIPES = {
