@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from ep2ploc_core.model.image_input import prepare_image
 NO_DEPTH = -128  # of a cell without points
 LOG_DEPTHS = (-1.5, 5.0)  # of the codes; 0.22 to 148 units
 DEPTH_ERROR, OUTLIERS = 0.2, 0.05  # by which an image errs in the logarithm of a depth, and how often by anything
-_BLOCK = 16384  # views that are compared at a time
+_CODES = np.arange(256, dtype=np.uint8).view(np.int8)  # in the order in which a code's byte is a number
 
 
 @dataclass
@@ -56,29 +57,33 @@ class PlaceIndex:
 
     def _likeness(self, image: Impression) -> np.ndarray:
         descriptor = image.descriptor.astype(np.float32)
-        blocks = self._blocks(self.descriptors)
+        blocks = self._blocks(self.descriptors, 16384)
         return np.concatenate([block.astype(np.float32) @ descriptor for block in blocks])
 
     def _depth_likelihood(self, image: Impression) -> np.ndarray | None:
         """How much likelier the image's depths are at each view than at the average view `(V,)`, in nats; an image errs
         in single cells by any amount. None where no view shows a cell of which the image tells anything."""
-        told = np.isfinite(image.log_depth)
-        total, count = np.zeros(CELLS, np.float32), np.zeros(CELLS, np.float32)
-        scores = []
-        for block in self._blocks(self.depths):
-            known = (block != NO_DEPTH) & told
-            error = np.abs(decode_depth(block) - np.where(told, image.log_depth, 0))
-            likelihood = np.where(known, np.log(OUTLIERS + np.exp(error / -DEPTH_ERROR)), 0)
-            total, count = total + likelihood.sum(0), count + known.sum(0)
-            scores.append(likelihood.sum(1))
+        known = np.isfinite(image.log_depth)[:, None] & (_CODES != NO_DEPTH)
+        count = self._counts * known
         if not count.any():
             return None
-        average = (total / np.maximum(count, 1)).astype(np.float32)
-        by_chance = [((block != NO_DEPTH) & told).astype(np.float32) @ average for block in self._blocks(self.depths)]
-        return np.concatenate(scores) - np.concatenate(by_chance)
+        error = np.abs(decode_depth(_CODES) - np.nan_to_num(image.log_depth)[:, None])
+        likelihood = np.log(OUTLIERS + np.exp(error / -DEPTH_ERROR))  # of each code in each cell
+        average = (count * likelihood).sum(1, keepdims=True) / np.maximum(count.sum(1, keepdims=True), 1)
+        table = np.where(known, likelihood - average, 0).astype(np.float32).ravel()
+        return np.concatenate([table[_row_in_table(block)].sum(1) for block in self._blocks(self.depths, 2048)])
 
-    def _blocks(self, rows: np.ndarray) -> list[np.ndarray]:
-        return [rows[start : start + _BLOCK] for start in range(0, max(1, len(self)), _BLOCK)]
+    @cached_property
+    def _counts(self) -> np.ndarray:
+        """How many views have each code in each cell, `(CELLS, 256)`."""
+        counts = np.zeros(CELLS * len(_CODES), np.int64)
+        for block in self._blocks(self.depths, 2048):
+            counts += np.bincount(_row_in_table(block).ravel(), minlength=len(counts))
+        return counts.reshape(CELLS, -1)
+
+    def _blocks(self, rows: np.ndarray, size: int) -> list[np.ndarray]:
+        """So many views at a time: as many as stay in a core's cache."""
+        return [rows[start : start + size] for start in range(0, max(1, len(self)), size)]
 
 
 NO_PLACES = PlaceIndex(np.zeros((0, 4, 4)), np.zeros((0, 1), np.float16), np.zeros((0, CELLS), np.int8))
@@ -94,6 +99,11 @@ def decode_depth(code: np.ndarray) -> np.ndarray:
     """The inverse, float32; without meaning where the code is NO_DEPTH."""
     share = (code.astype(np.float32) + 127) / 254
     return LOG_DEPTHS[0] + share * np.float32(LOG_DEPTHS[1] - LOG_DEPTHS[0])
+
+
+def _row_in_table(codes: np.ndarray) -> np.ndarray:
+    """Which row of a table `(CELLS * 256,)` is that of each code `(V, CELLS)`."""
+    return np.ascontiguousarray(codes).view(np.uint8) + (np.arange(CELLS) * len(_CODES)).astype(np.int32)
 
 
 def _best(scores: np.ndarray, count: int) -> np.ndarray:
