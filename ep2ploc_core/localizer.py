@@ -373,7 +373,7 @@ class Localizer:
             and evidence.parts >= settings.least_parts
             and evidence.likeness >= settings.least_likeness
             and evidence.sigma <= settings.greatest_sigma
-            and (believed := belief(evidence)) >= settings.least_belief_followed
+            and (believed := belief(evidence)) >= max(settings.least_belief, settings.least_belief_followed)
         )
         if not certain:
             return None
