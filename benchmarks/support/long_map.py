@@ -23,7 +23,7 @@ from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
 LENGTH = 100.0  # metres of street in a block: so many whole tiles
-FRAMES = 100
+FRAMES = 60
 QUERIES = range(20, 36, 3)  # frames that see 60 m ahead, within the block
 SEED = 0
 
