@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,13 @@ import numpy as np
 import pytest
 
 from ep2ploc_core.errors import Ep2plocError
+from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_ros import demo
 from ep2ploc_ros.demo_replay import ReplayedImage, ReplayResult
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "tools"))  # where they are run, they are beside each other
+
+from evidence_tables import demo_tables
 
 ROW = {"query": 0, "status": "ok", "translation_error_m": 0.1, "rotation_error_deg": 0.2}
 
@@ -22,7 +28,7 @@ def last_stages(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """All that comes before the nodes is done at once."""
 
     def evaluated(*_: Any) -> dict[str, Any]:
-        return {"adapted": {"start_results": [ROW], "results": [ROW]}}
+        return {"adapted": {"start_results": [ROW], "results": [ROW], "summary": summarize([ROW])}}
 
     for name, given in {
         "KittiDrive": lambda path: SimpleNamespace(path=path),
@@ -65,4 +71,8 @@ def test_the_report_of_the_nodes_is_there_when_the_pictures_fail(
     assert (report["ros"]["accuracy"]["dropped"], report["ros"]["accuracy"]["refused"]) == (1, 1)
     last_stages.setattr(demo, "draw_results", lambda *_: None)
     demo.run_demo(tmp_path, tmp_path / "out", 1)
-    assert "pictures" in json.loads((tmp_path / "out" / "report.json").read_text())["seconds"]
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert "pictures" in report["seconds"]
+    tables = demo_tables("street", report)  # as the README has them
+    assert "| adapted | 1 | 1 | 0.10 |" in tables["street_answers"] and "pictures" in tables["street_minutes"]
+    assert "| 2 | - | 0 | 1 | 1 |" in tables["street_nodes"]  # images, a second, answered, refused, dropped
