@@ -75,14 +75,19 @@ def prepare_kitchen(recording: Path, site: Path) -> None:
         ep2ploc("queries", "from-rgbd", recording, "--out", site / "queries", "--frames", "402:700:12", *of_camera)
 
 
-def evaluate(site: Path, network: str, foreign: Path | None, swap: bool = True) -> None:
-    """Right images three times, wrong ones twice."""
-    name, asked = site.with_name(f"{site.name}_{network}"), (site / "map", site / "queries")
-    ep2ploc("evaluate", *asked, "--repeats", 3, "--json", f"{name}_right.json")
+def evaluate(site: Path, foreign: Path, swap: bool = True) -> None:
+    """From first guesses and without any, right images and wrong ones."""
+    asked, others = (site / "map", site / "queries"), ("--foreign", foreign / "queries")
+
+    def name(network: str, images: str) -> Path:
+        return site.with_name(f"{site.name}_{network}_{images}.json")
+
+    ep2ploc("evaluate", *asked, "--repeats", 2, "--json", name("adapted", "right"))
     if swap:
-        ep2ploc("evaluate", *asked, "--repeats", 2, "--swap", "--json", f"{name}_swap.json")
-    if foreign:
-        ep2ploc("evaluate", *asked, "--repeats", 2, "--foreign", foreign / "queries", "--json", f"{name}_foreign.json")
+        ep2ploc("evaluate", *asked, "--repeats", 2, "--seed", 1, "--swap", "--json", name("adapted", "swap"))
+    ep2ploc("evaluate", *asked, *others, "--seed", 2, "--json", name("adapted", "foreign"))
+    ep2ploc("evaluate", *asked, "--protocol", "global", "--json", name("global", "right"))
+    ep2ploc("evaluate", *asked, "--protocol", "global", *others, "--json", name("global", "foreign"))
 
 
 def follow(site: Path, foreign: Path, swap: bool = True) -> None:
@@ -151,16 +156,15 @@ def main() -> None:
     }
     for name, drive in drives.items():
         prepare_drive(drive, out / name)
-    evaluate(out / "street", "shipped", out / "0009")
     for name in drives:
         ep2ploc("train", "--site", out / name / "map", "--steps", arguments.steps)
-        evaluate(out / name, "adapted", out / ("0005" if name == "0009" else "0009"))
+        evaluate(out / name, out / ("0005" if name == "0009" else "0009"))
         follow(out / name, out / ("0005" if name == "0009" else "0009"))
     evaluate_pairs(data / "kitti_pairs", out / "pairs")
     prepare_kitchen(data / "rgbd_kitchen", out / "kitchen")
     ep2ploc("train", "--site", out / "kitchen" / "map", "--steps", min(KITCHEN_STEPS, arguments.steps))
     # Another image of the same room may be rightly placed near the start: no swapping.
-    evaluate(out / "kitchen", "adapted", None, swap=False)
+    evaluate(out / "kitchen", out / "0009", swap=False)
     follow(out / "kitchen", out / "0009", swap=False)
 
 
