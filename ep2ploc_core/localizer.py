@@ -465,14 +465,16 @@ class Localizer:
         """Why the pose should not be believed; empty when nothing speaks against it."""
         settings, evidence = self.settings, found.evidence
         assert found.map_from_camera is not None and isinstance(evidence, Evidence)
-        blindly_searched = evidence.margin is not None and evidence.likeness is None
+        more_score = 0.0
+        if evidence.margin is not None:
+            more_score = settings.more_score_unaligned if evidence.likeness is None else settings.more_score_searched
         if found.num_matches < settings.least_matches:
             return f"only {found.num_matches} map points were found in the image"
         if evidence.parts < settings.least_parts:
             return "all points that were found lie in one corner of the image"
         if evidence.inlier_ratio < settings.least_inlier_ratio:
             return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
-        if evidence.score < settings.least_score + settings.more_score_searched * blindly_searched:
+        if evidence.score < settings.least_score + more_score:
             return f"the image fits the map badly there (score {evidence.score:.2f})"
         if evidence.likeness is not None and evidence.likeness < settings.least_likeness:
             return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"

@@ -46,9 +46,9 @@ class LocalizerSettings:
     `least_likeness`: how much more alike than by chance image and points must be, where features are aligned. Without a
     prior the `places` views most like the image are tried by the pass `scouting`, the best `verified_places` of them
     verified by the last pass, and the best of all must have `least_margin` more score than any other place, and
-    `more_score_searched` more than `least_score`: among so many places one that is wrong may fit by chance.
-    `covariance_scale` makes up for eight parts of an image being few to tell a spread from. How these were settled:
-    docs/architecture.md.
+    `more_score_searched` more than `least_score`, `more_score_unaligned` where no features are aligned: among so many
+    places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being few to
+    tell a spread from. How these were settled: docs/architecture.md.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
@@ -74,7 +74,8 @@ class LocalizerSettings:
     verified_places: int = 8
     least_margin: float = 0.02
     least_score: float = -0.01
-    more_score_searched: float = 0.12
+    more_score_searched: float = 0.07
+    more_score_unaligned: float = 0.12
     least_belief: float = 0.7
     least_belief_followed: float = 0.9
     least_likeness: float = 0.1
