@@ -202,8 +202,9 @@ class Localizer:
     def _surroundings(self, pose: np.ndarray) -> tuple[np.ndarray, MapPoints]:
         """The points around a pose `(4, 4)`, and the local origin `(3,)` that keeps numbers small. Both change from
         grid place to grid place only: maps know the answer to a question that they were asked before."""
-        origin = np.round(pose[:3, 3] / ORIGIN_STEP) * ORIGIN_STEP
-        return origin, MapInUnits(self.point_map).query(origin, self.settings.radius)
+        units = MapInUnits(self.point_map)
+        origin = units.origin + np.round((pose[:3, 3] - units.origin) / ORIGIN_STEP) * ORIGIN_STEP
+        return origin, units.query(origin, self.settings.radius)
 
     def _box(self, guess: Tensor) -> Box:
         allowed = torch.from_numpy(START_RANGE * self.settings.greatest_distance).float().to(self.device)

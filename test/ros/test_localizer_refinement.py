@@ -4,6 +4,7 @@ it. The networks are untrained: what they say of images means nothing."""
 from __future__ import annotations
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, NetworkConfig
+from ep2ploc_core.pose.belief import AlignmentEvidence
 from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.tracker import Tracker
 from ep2ploc_ros.inbox import Inbox
@@ -87,8 +89,12 @@ def test_refinements_are_counted_and_those_given_up_apart(listener) -> None:
     node = rclpy.create_node("counting")
     health = LocalizerHealth(node, Inbox())
     poses = np.stack([np.eye(4)] * 15)
-    given_up = Refinement("search", "it moved points out of the image", 0.4, 0.3, 0.1, 0.2, poses, np.eye(6))
-    taken = Refinement("search", "", 0.4123, 0.3846, 0.4, 0.5, poses, np.eye(6))
+    taken = Refinement(
+        of="search", given_up="", cost_before=0.4123, cost_after=0.3846, likeness_before=0.4, likeness_after=0.5,
+        least_likeness_before=0.1, poses=poses, covariance=np.eye(6), num_points=0,
+        evidence=AlignmentEvidence(0.5, 0.2, 0.1, 0.05, 8), points_map=np.zeros((0, 3)), pixels=np.zeros((0, 2)),
+    )  # fmt: skip
+    given_up = replace(taken, given_up="it moved points out of the image", cost_before=0.4, cost_after=0.3)
     for refinement, words, count in (
         (given_up, "given up: it moved points out of the image", "1 of 1"),
         (taken, "taken after 14 steps: cost 0.412 -> 0.385", "1 of 2"),
