@@ -31,11 +31,12 @@ from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likeli
 from ep2ploc_core.pose.score_search import search_pose
 from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.se3 import fuse_poses, moved
+from ep2ploc_core.verdict import doubt, is_certain
 from ep2ploc_core.visibility import remove_invisible
 
 LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
-ORIGIN_STEP = 4.0  # units
-GREATEST_MARGIN = 0.3
+ORIGIN_STEP = 4.0  # units; from one local origin to the next
+GREATEST_MARGIN = 0.3  # nats per point, of score; more tells nothing more
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
 
 
@@ -149,7 +150,7 @@ class Localizer:
             passes.append(matching)
             guess = matching.map_from_camera
         found = self._refine(query, passes, origin, margin)
-        found.reason = self._doubt(found, prior)
+        found.reason = doubt(found, prior, self.settings, unit_of(self.point_map.voxel_size))
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
         found.seconds = time.perf_counter() - begin
@@ -167,9 +168,9 @@ class Localizer:
         """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, and by how much more
         score than any other place, at the most GREATEST_MARGIN; or why there is none.
 
-        From each of the views that are most like the image one quick pass of matching is made,
-        and the best of them are verified by the last pass: the first one's wide prior lets wrong places fit nearly as
-        well as the right one. The best is believed when no other place comes near its score.
+        From each of the views that are most like the image one quick pass of matching is made, and the best of them are
+        verified by the last pass: the first one's wide prior lets wrong places fit nearly as well as the right one. The
+        best is believed when no other place comes near its score.
         """
         settings, unit = self.settings, unit_of(self.point_map.voxel_size)
         if self.places is None or not len(self.places):
@@ -365,19 +366,9 @@ class Localizer:
         if view is None or not self._is_shown(view):
             return None
         refinement = self._align("prior", query, view, guess, settings.following, settings.greatest_distance)
-        if refinement.given_up:
+        if not is_certain(refinement, settings):
             return None
         refinement = refinement.moved(origin)
-        evidence = refinement.evidence
-        certain = (
-            refinement.num_points >= settings.least_matches
-            and evidence.parts >= settings.least_parts
-            and evidence.likeness >= settings.least_likeness
-            and evidence.sigma <= settings.greatest_sigma
-            and (believed := belief(evidence)) >= max(settings.least_belief, settings.least_belief_followed)
-        )
-        if not certain:
-            return None
         return Localization(
             status="ok",
             map_from_camera=refinement.poses[-1],
@@ -385,8 +376,8 @@ class Localizer:
             covariance=refinement.covariance * settings.covariance_scale * settings.followed_scale,
             num_matches=refinement.num_points,
             num_inliers=len(refinement.pixels),
-            belief=believed,
-            evidence=evidence,
+            belief=belief(refinement.evidence),
+            evidence=refinement.evidence,
             refinement=refinement,
             points_map=refinement.points_map,
             pixels=refinement.pixels,
@@ -461,33 +452,6 @@ class Localizer:
         )
         weight = scores.confidence.sum()
         return float(evidence / (scores.confidence * inside).sum().clamp(min=0.3 * weight))
-
-    def _doubt(self, found: Localization, prior: np.ndarray) -> str:
-        """Why the pose should not be believed; empty when nothing speaks against it."""
-        settings, evidence = self.settings, found.evidence
-        assert found.map_from_camera is not None and isinstance(evidence, Evidence)
-        more_score = 0.0
-        if evidence.margin is not None:
-            more_score = settings.more_score_unaligned if evidence.likeness is None else settings.more_score_searched
-        if found.num_matches < settings.least_matches:
-            return f"only {found.num_matches} map points were found in the image"
-        if evidence.parts < settings.least_parts:
-            return "all points that were found lie in one corner of the image"
-        if evidence.inlier_ratio < settings.least_inlier_ratio:
-            return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
-        if evidence.score < settings.least_score + more_score:
-            return f"the image fits the map badly there (score {evidence.score:.2f})"
-        if evidence.likeness is not None and evidence.likeness < settings.least_likeness:
-            return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"
-        if evidence.spread > settings.greatest_sigma:
-            apart = evidence.spread * unit_of(self.point_map.voxel_size)
-            return f"several poses are possible, {apart:.2g} m apart"
-        if found.belief < settings.least_belief:
-            return f"the evidence is thin: the pose is right with a probability of {found.belief:.0%}"
-        off = se3.log(torch.from_numpy(np.linalg.inv(prior) @ found.map_from_camera)).abs().numpy() / START_RANGE
-        if off.max() > 0.98 * settings.greatest_distance:
-            return "the best pose lies at the limit of what the prior pose allows"
-        return ""
 
     @staticmethod
     def _refuse(reason: str, begin: float) -> Localization:

@@ -13,13 +13,15 @@ from typing import Any
 import torch
 
 _PACKAGES = ("torch", "numpy")
+_NO_CODE = (":!*.md", ":!benchmarks/results")
 _CODE = Path(__file__).resolve().parents[1]
 
 
 def describe_machine() -> dict[str, Any]:
     """`cpu`, `cores`, `threads` (that torch uses), `memory_gb`, `gpu` ("" where there is none), `load` (how many
     processes were running or waiting to, over the last minute), `python`, `torch`, `numpy`, `commit` of this code
-    ("-dirty" after it where files differ, "" where it is no checkout), and `date` (UTC)."""
+    ("-dirty" after it where files differ that are neither pages nor results, since measuring renews these; "" where it
+    is no checkout), and `date` (UTC)."""
     return {
         "cpu": _cpu_model(),
         "cores": os.cpu_count(),
@@ -53,8 +55,12 @@ def _cpu_model() -> str:
 
 
 def _commit() -> str:
-    asked = ["git", "-C", str(_CODE), "describe", "--always", "--dirty", "--exclude=*"]
+    def git(*asked: str) -> str:
+        return subprocess.run(["git", "-C", str(_CODE), *asked], capture_output=True, text=True, check=True).stdout
+
     try:
-        return subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip()
+        commit = git("rev-parse", "--short", "HEAD").strip()
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", *_NO_CODE)
     except (OSError, subprocess.CalledProcessError):
         return ""
+    return f"{commit}-dirty" if changed else commit

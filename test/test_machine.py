@@ -6,8 +6,10 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 import torch
 
+import ep2ploc_core.machine
 from ep2ploc_core.machine import describe_machine, machine_caption
 
 
@@ -36,3 +38,19 @@ def test_the_caption_says_what_is_known() -> None:
     caption = machine_caption({**machine, "commit": "0123abc", "date": "2026-01-01"})
     assert "A, 2 cores, 8 GB; no GPU; load 0.5" in caption and "0123abc, 2026-01-01" in caption
     assert "unknown" in machine_caption({**machine, "commit": "", "date": "2026-01-01"})
+
+
+def test_pages_that_measuring_renews_do_not_make_the_code_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("code.py", "page.md"):
+        (tmp_path / name).write_text("as it was\n")
+    author = ("-c", "user.name=A", "-c", "user.email=a@b")
+    for command in (("init", "-q"), ("add", "."), (*author, "commit", "-qm", "first")):
+        subprocess.run(["git", "-C", tmp_path, *command], check=True)
+    monkeypatch.setattr(ep2ploc_core.machine, "_CODE", tmp_path)
+    clean = describe_machine()["commit"]
+    (tmp_path / "page.md").write_text("a new table\n")
+    assert describe_machine()["commit"] == clean and not clean.endswith("-dirty")
+    (tmp_path / "code.py").write_text("changed\n")
+    assert describe_machine()["commit"] == f"{clean}-dirty"

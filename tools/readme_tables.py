@@ -9,13 +9,13 @@ formed, or when a table has no place.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from ep2ploc_core.errors import Ep2plocError, InputError
+from ep2ploc_core.written_file import write_text
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,9 +75,7 @@ def put_into_pages(tables: Mapping[str, str], pages: Iterable[Path] = PAGES) -> 
     new = {page: with_tables(text, tables, page.name) for page, text in old.items()}
     changed = [page for page in new if new[page] != old[page]]
     for page in changed:
-        aside = page.with_name(f".{page.name}.tmp")
-        aside.write_text(new[page])
-        os.replace(aside, page)
+        write_text(page, new[page])
     return changed
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from matplotlib.figure import Figure
 
 from ep2ploc_core.evaluation.report import WIDEST, Grid
 from ep2ploc_core.machine import describe_machine, machine_caption
+from ep2ploc_core.written_file import write_text
 
 matplotlib.use("Agg")
 
@@ -86,10 +86,7 @@ def keep(file: Path, name: str, rows: list[dict[str, Any]]) -> str:
     results = json.loads(file.read_text()) if file.exists() else {}
     machine = describe_machine()
     results[name] = {"machine": machine, "rows": [_rounded(row) for row in rows]}
-    file.parent.mkdir(parents=True, exist_ok=True)
-    aside = file.with_name(file.name + ".tmp")
-    aside.write_text(json.dumps(results, indent=1) + "\n")
-    os.replace(aside, file)
+    write_text(file, json.dumps(results, indent=1) + "\n")
     return machine_caption(machine)
 
 

@@ -64,6 +64,16 @@ class Stage:
     evaluations: int
 
 
+def coarse_to_fine(generations: int) -> tuple[Stage, ...]:
+    """Nearly the whole box in an image of half the size, in so many generations; a fifth of it; a twentieth, in
+    full."""
+    return (
+        Stage(2, 2000, 0.85, 128, generations, 0.05, 150),
+        Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
+        Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
+    )
+
+
 @dataclass(frozen=True)
 class AlignmentPlan:
     """The stages, the share by which the image is widened so that a wrong guess does not lose what the camera sees, and

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import torch
 
-from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, Stage
+from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, coarse_to_fine
 from ep2ploc_core.baselines.grey_image import values_at
 from ep2ploc_core.baselines.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.camera import Camera
@@ -19,14 +19,7 @@ from ep2ploc_core.visibility import VisibilitySettings, surface_depth
 SMOOTH = 1.0  # pixels: the map's inverse depth, before its gradient is taken
 BESIDE = 0.6  # spacings of the map: how far from a point at an edge what is behind comes into view
 
-EDGE_PLAN = AlignmentPlan(
-    (
-        Stage(2, 2000, 0.85, 128, 50, 0.05, 150),
-        Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
-        Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
-    ),
-    least_contrast=8.0,
-)
+EDGE_PLAN = AlignmentPlan(coarse_to_fine(generations=50), least_contrast=8.0)
 
 
 @dataclass(frozen=True)

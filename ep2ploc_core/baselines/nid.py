@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, Stage
+from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, coarse_to_fine
 from ep2ploc_core.baselines.grey_image import values_at
 from ep2ploc_core.baselines.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.camera import Camera
@@ -20,14 +20,7 @@ from ep2ploc_core.camera import Camera
 # Standard deviations that are surely noise, of intensities 0..1 and of grey values 0..255.
 INTENSITY_NOISE, GREY_NOISE = 0.03, 8.0
 
-NID_PLAN = AlignmentPlan(
-    (
-        Stage(2, 2000, 0.85, 128, 40, 0.05, 150),
-        Stage(2, 3000, 0.2, 64, 12, 0.05, 150),
-        Stage(1, 3000, 0.05, 64, 8, 0.02, 200),
-    ),
-    least_contrast=12.0,
-)
+NID_PLAN = AlignmentPlan(coarse_to_fine(generations=40), least_contrast=12.0)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,64 @@
+"""What is asked of a pose before it is believed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from ep2ploc_core.localization import Localization
+from ep2ploc_core.localizer_settings import LocalizerSettings
+from ep2ploc_core.pose.belief import AlignmentEvidence, Evidence, belief
+from ep2ploc_core.refinement import Refinement
+from ep2ploc_core.verdict import doubt, is_certain
+
+SETTINGS = LocalizerSettings()
+STRONG = Evidence(
+    score=0.3, gain=1.5, inlier_ratio=0.5, spread=0.1, sigma=0.1, parts=8, likeness=0.5, least_likeness=0.4
+)
+
+
+def why(evidence: Evidence, settings: LocalizerSettings = SETTINGS) -> str:
+    """What speaks against a pose at its prior."""
+    found = Localization("ok", map_from_camera=np.eye(4), num_matches=500, belief=belief(evidence), evidence=evidence)
+    return doubt(found, np.eye(4), settings, unit=0.25)
+
+
+def test_a_place_that_was_searched_for_must_fit_better_than_one_that_was_given() -> None:
+    fair = replace(STRONG, score=0.03)
+    assert not why(fair)
+    assert "fits the map badly" in why(replace(fair, margin=0.3))
+    assert not why(replace(fair, score=0.08, margin=0.3))
+    # More so where nothing is known of what the points look like.
+    blind = replace(STRONG, score=0.08, likeness=None, least_likeness=None)
+    assert not why(blind) and "fits the map badly" in why(replace(blind, margin=0.3))
+
+
+@pytest.mark.parametrize(
+    ("weak", "reason"),
+    [
+        ({"parts": 3}, "one corner"),
+        ({"inlier_ratio": 0.1}, "10% of the matches"),
+        ({"likeness": 0.05}, "shows little"),
+        ({"spread": 2.0}, "0.5 m apart"),
+        ({"score": float("nan")}, "evidence is thin"),
+    ],
+)
+def test_each_weak_point_is_named(weak: dict[str, float], reason: str) -> None:
+    assert not why(STRONG)
+    assert reason in why(replace(STRONG, **weak))
+
+
+def test_following_asks_for_whatever_belief_the_user_asks_for() -> None:
+    evidence = AlignmentEvidence(likeness=0.6, least=0.5, sigma=0.03, way=0.02, parts=8)
+    followed = Refinement(
+        of="prior", given_up="", cost_before=0.4, cost_after=0.2, likeness_before=0.3, likeness_after=0.6,
+        least_likeness_before=0.1, poses=np.eye(4)[None], covariance=np.eye(6), evidence=evidence, num_points=400,
+        points_map=np.zeros((0, 3)), pixels=np.zeros((0, 2)),
+    )  # fmt: skip
+    assert is_certain(followed, SETTINGS)
+    assert not is_certain(followed, replace(SETTINGS, least_belief=1.0))
+    assert not is_certain(replace(followed, given_up="it moved points out of the image"), SETTINGS)
+    for weak in ({"likeness": 0.05}, {"parts": 2}, {"sigma": float("nan")}, {"way": 1.0, "least": 0.0}):
+        assert not is_certain(replace(followed, evidence=replace(evidence, **weak)), SETTINGS), weak
