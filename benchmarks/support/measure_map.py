@@ -20,7 +20,7 @@ from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.sampling import draw_start
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS
-from ep2ploc_core.map.place_index import encode_places, open_places
+from ep2ploc_core.map.place_index import Impression, decode_depth, encode_places, open_places
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.se3 import pose_error
@@ -87,7 +87,9 @@ def _measure(path: Path, copies: int, queries_path: Path) -> dict[str, Any]:
     tracked = _memory("RssAnon")
     index, open_index_s = timed(open_places, point_map)
     assert index is not None
-    searched = [timed(index.search, index.descriptors[len(index) // 2], DEFAULT_SETTINGS.places)[1] for _ in range(3)]
+    middle_place = len(index) // 2
+    image = Impression(index.descriptors[middle_place], decode_depth(index.depths[middle_place]))
+    searched = [timed(index.search, image, DEFAULT_SETTINGS.places)[1] for _ in range(3)]
     lost = Localizer(network, point_map, places=index)
     without_guess = [timed(lost.localize, queries.image(number), queries.camera)[1] for number in range(SEARCHES)]
     return {
