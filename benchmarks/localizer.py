@@ -4,7 +4,8 @@
         [--refine align_first --share 0.05] [--markdown FILE]
 
 Without a map: on a synthetic street that it makes and maps itself, with the weights as shipped. Each image starts up to
-2 m and 10 degrees off, or a `--share` of that. Medians over the images, after two that are not counted; a stage of both
+2 m and 10 degrees off, or a `--share` of that. Where the map has landmarks, the time without asking them, as for a pose
+that is sure, and with. Medians over the images, after two that are not counted; a stage of both
 passes has two numbers. `whole, own time` is the process's own time, of all its threads: where, on one thread, the whole
 takes much longer, something else was using the machine. What happens between the stages is in `rest`.
 """
@@ -17,6 +18,8 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -26,6 +29,7 @@ import numpy as np
 import torch
 from support.table import show_table  # beside this benchmark
 
+import ep2ploc_core.landmarks.sighting
 import ep2ploc_core.localizer
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
@@ -92,6 +96,8 @@ def measure(localizer: Localizer, queries: Queries, images: int, share: float) -
         (localizer, "_conclude", "score"),
         (localizer.network, "dense_features", "dense features"),
         (localizer, "_align", "alignment"),
+        (ep2ploc_core.landmarks.sighting, "detect", "features of the image"),
+        (localizer.landmark_finder, "find", "landmarks"),
     ]
     names = [stage for _, _, stage in stages] + ["rest", "whole", "whole, own time"]
     counted: dict[str, list[list[float]]] = {name: [] for name in names}
@@ -109,7 +115,7 @@ def measure(localizer: Localizer, queries: Queries, images: int, share: float) -
             whole, own = time.perf_counter() - begun, time.process_time() - own
         calls = watch.calls
         for outer, inner in (
-            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("alignment", "dense features")
+            ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("alignment", "dense features"),
         ):  # fmt: skip
             calls[outer] = [
                 total - part for total, part in zip(calls.get(outer, []), calls.get(inner, []), strict=False)
@@ -151,16 +157,23 @@ def main() -> None:
             parser.error(f"{where[1]} has no poses.txt to start near")
         site = where[0] / SITE_CHECKPOINT
         network = load_network(site if site.exists() else "edge")
-        localizer = Localizer(network, point_map, settings=LocalizerSettings(refine=arguments.refine))
-        columns = []
-        for threads in arguments.threads:
+        settings = LocalizerSettings(refine=arguments.refine, landmarks=False)
+        ways = {"": settings}
+        if point_map.landmark_store is not None:
+            ways[", landmarks asked"] = replace(settings, landmarks=True, sure_sigma=0.0)
+        columns = {}
+        for threads, (asked, way) in product(arguments.threads, ways.items()):
             torch.set_num_threads(threads)
             cv2.setNumThreads(threads)
-            columns.append(measure(localizer, queries, arguments.images, arguments.share))
+            localizer = Localizer(network, point_map, settings=way)
+            name = f"{threads} thread{'s' if threads > 1 else ''}{asked}"
+            columns[name] = measure(localizer, queries, arguments.images, arguments.share)
 
-        names = [f"{threads} thread{'s' if threads > 1 else ''}" for threads in arguments.threads]
-        rows = [[name, *(" + ".join(f"{ms:.1f}" for ms in column[name]) for column in columns)] for name in columns[0]]
-        rows.append(["images a second", *(f"{1000 / column['whole'][0]:.1f}" for column in columns)])
+        rows = [
+            [name, *(" + ".join(f"{ms:.1f}" for ms in column[name]) or "-" for column in columns.values())]
+            for name in next(iter(columns.values()))
+        ]
+        rows.append(["images a second", *(f"{1000 / column['whole'][0]:.1f}" for column in columns.values())])
         size = f"{queries.camera.width}x{queries.camera.height}"
         off = f"{2 * unit_of(point_map.voxel_size) * arguments.share:g} m and {10 * arguments.share:g} degrees"
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
@@ -168,7 +181,7 @@ def main() -> None:
         listed = ", ".join(f"{name} {count:,}" for name, count in parts)
         show_table(
             f"One image of {size} pixels, map of {len(point_map):,} points, first guess up to {off} off",
-            Grid(["ms, each pass", *names], rows),
+            Grid(["ms, each pass", *columns], rows),
             arguments.markdown,
             f"Largest memory of the process{'' if arguments.map else ', making the street included'}: {peak:.0f} MB. "
             f"Parameters: {sum(count for _, count in parts):,} ({listed}). {machine_caption(describe_machine())}",

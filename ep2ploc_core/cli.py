@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.evaluation.cli import evaluate
-from ep2ploc_core.options import Device, Refine
+from ep2ploc_core.options import Device, Landmarks, Refine
 from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
 
@@ -102,6 +102,8 @@ def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
     table.add_row("extent", extent)
     table.add_row("origin", "  ".join(f"{value:g}" for value in info.origin))
     table.add_row("tiles", f"{len(info.tiles)} of {info.tile_size:g} m, {report.bytes / 1e6:.1f} MB")
+    store = point_map.landmark_store
+    table.add_row("landmarks", f"{len(store):,} of {len(store.views)} images" if store else "none")
     table.add_row("ghosts removed", f"{info.ghosts_removed:,}")
     table.add_row("encoded with", network if point_map.checkpoint else "nothing yet")
     table.add_row("source", " ".join(str(info.source.get(key, "")) for key in ("kind", "path")).strip() or "unknown")
@@ -161,11 +163,13 @@ def localize(
     ] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
     refine: Refine = "auto",
+    landmarks: Landmarks = True,
     device: Device = "auto",
 ) -> None:
     """Localize one image in a map."""
     from ep2ploc_core.datasets.kitti import read_camera_file, read_image
     from ep2ploc_core.evaluation.protocols import result_row
+    from ep2ploc_core.localizer_settings import LocalizerSettings
     from ep2ploc_core.map_localizer import open_localizer
     from ep2ploc_core.visualization.alignment_log import write_alignment
     from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
@@ -180,7 +184,8 @@ def localize(
         require_rerun()
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    localizer, point_map = open_localizer(map_path, checkpoint, device, refine, search=not prior, trace=bool(rerun))
+    settings = LocalizerSettings(refine=refine, landmarks=landmarks, trace=bool(rerun))
+    localizer, point_map = open_localizer(map_path, checkpoint, device, settings, search=not prior)
     guess = _parse_prior(prior) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}

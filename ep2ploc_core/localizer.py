@@ -14,6 +14,10 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
+from ep2ploc_core.landmarks.finder import LandmarkFinder
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.sighting import Sighting
+from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, LocalizerSettings, Pass
 from ep2ploc_core.map.place_index import PlaceIndex, impression
@@ -42,12 +46,14 @@ BROKEN = "The network's answers are no numbers: its weights are broken; train it
 
 @dataclass
 class Query:
-    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image."""
+    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image; and as
+    landmarks are looked for in it."""
 
     features: ImageFeatures
     camera: Camera
     intrinsics: Tensor
     scale: np.ndarray
+    sighting: Sighting
 
 
 @dataclass
@@ -89,6 +95,7 @@ class Localizer:
         self.device = torch.device(device)
         self.settings = settings
         self.places = places
+        self.landmark_finder = LandmarkFinder()
 
     @property
     def settings(self) -> LocalizerSettings:
@@ -150,6 +157,8 @@ class Localizer:
             passes.append(matching)
             guess = matching.map_from_camera
         found = self._refine(query, passes, origin, margin)
+        if self._wants_landmarks(found, prior):
+            found = self._ask_landmarks(query, points, origin, prior, box, found)
         found.reason = doubt(found, prior, self.settings, unit_of(self.point_map.voxel_size))
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
@@ -168,9 +177,10 @@ class Localizer:
         """map_from_camera `(4, 4)` of the place that fits the image best, to be used as a prior, and by how much more
         score than any other place, at the most GREATEST_MARGIN; or why there is none.
 
-        From each of the views that are most like the image one quick pass of matching is made, and the best of them are
-        verified by the last pass: the first one's wide prior lets wrong places fit nearly as well as the right one. The
-        best is believed when no other place comes near its score.
+        From each of the views that are most like the image one quick pass of matching is made. The best of them, and
+        the places that the landmarks around the views know again, are verified by the last pass: the first one's wide
+        prior lets wrong places fit nearly as well as the right one. The best is believed when no other place comes near
+        its score.
         """
         settings, unit = self.settings, unit_of(self.point_map.voxel_size)
         if self.places is None or not len(self.places):
@@ -178,9 +188,17 @@ class Localizer:
         image = impression(query.features, query.intrinsics, self.network.config.patch)
         views = sorted(self.places.search(image, settings.places))  # in order of place: maps are read so
         starts = [scaled_pose(self.places.map_from_camera[view], 1 / unit) for view in views]
-        tried = [one for start in starts if (one := self._attempt(query, start, settings.scouting))]
+        tried: list[tuple[float, np.ndarray]] = []
+        landmarks: list[LandmarkView] = []
+        around = SurroundingLandmarks(MapInUnits(self.point_map))
+        for start in starts:
+            if one := self._attempt(query, start, settings.scouting):
+                tried.append(one)
+            if settings.landmarks:
+                landmarks += around.of(start)
         best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
-        starts = [tried[number][1] for number in sorted(best)]
+        recognized = self.landmark_finder.recognize(query.sighting.features, query.sighting.camera, landmarks)
+        starts = [tried[number][1] for number in sorted(best)] + [one.map_from_camera for one in recognized]
         found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
         if not found:
             return "nothing of the map is visible from the places that look like the image"
@@ -216,7 +234,7 @@ class Localizer:
         shown = prepare_image(image, camera, self.network.config.image_width, self.device)
         features = self.network.encode_image(shown.tensor, shown.intrinsics)
         scale = np.array([camera.width / shown.camera.width, camera.height / shown.camera.height])
-        return Query(features, shown.camera, shown.intrinsics, scale)
+        return Query(features, shown.camera, shown.intrinsics, scale, Sighting(image, camera))
 
     def _match(
         self,
@@ -345,6 +363,46 @@ class Localizer:
             evidence = replace(found.evidence, likeness=refinement.likeness, least_likeness=refinement.least_likeness)
             found = replace(found, evidence=evidence, belief=belief(evidence))
         return replace(found, refinement=refinement.moved(origin))
+
+    def _wants_landmarks(self, found: Localization, prior: np.ndarray) -> bool:
+        """Whether landmarks are to be asked: they take longer than all else, so not for a pose that is sure."""
+        evidence = found.evidence
+        assert isinstance(evidence, Evidence) and found.covariance is not None
+        unsure = math.sqrt(found.covariance[:3, :3].trace()) > self.settings.sure_sigma
+        doubtful = bool(doubt(found, prior, self.settings, unit_of(self.point_map.voxel_size)))
+        return self.settings.landmarks and (evidence.margin is not None or unsure or doubtful)
+
+    def _ask_landmarks(
+        self, query: Query, points: MapPoints, origin: np.ndarray, prior: np.ndarray, box: Box, found: Localization
+    ) -> Localization:
+        """The last pass and the refinement once more, from the pose that the landmarks give, and counted together with
+        that; what was found without them where they give none."""
+        views = SurroundingLandmarks(MapInUnits(self.point_map)).of(prior)
+        if not views:
+            return found
+        camera = query.sighting.camera
+        seen = self.landmark_finder.find(query.sighting.features, camera, views, prior)
+        if seen is None:
+            return found
+        guess = torch.from_numpy(moved(seen.map_from_camera, -origin)).float().to(self.device)
+        matching = self._match(query, points, origin, guess, self.settings.passes[-1], box, by_parts=True)
+        if matching is None:
+            return found
+        assert isinstance(found.evidence, Evidence)
+        again = self._refine(query, [matching], origin, found.evidence.margin)
+        assert again.map_from_camera is not None and again.covariance is not None
+        assert isinstance(again.evidence, Evidence)
+        agreeing = self.landmark_finder.agreeing(seen, again.map_from_camera, camera)
+        evidence = replace(again.evidence, landmarks=agreeing)
+        pose, covariance = fuse_poses(
+            again.map_from_camera, again.covariance, seen.map_from_camera,
+            seen.covariance * self.settings.landmarks_scale,
+        )  # fmt: skip
+        covariance += np.diag(np.repeat(self.settings.landmarks_sigma, 3) ** 2)
+        return replace(
+            again, map_from_camera=pose, candidate=pose, covariance=covariance, evidence=evidence,
+            belief=belief(evidence),
+        )  # fmt: skip
 
     def _is_to_be_aligned(self, view: PointView) -> bool:
         """Whether the pose found from these points is to be refined; "auto" leaves it where no images made the map."""

@@ -50,6 +50,12 @@ class LocalizerSettings:
     places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being few to
     tell a spread from. How these were settled: docs/architecture.md.
 
+    `landmarks`: where the map has them, features of the mapping images are looked for too: without a prior, and where a
+    pose is doubtful or its standard deviation more than `sure_sigma`. Where they give a pose, the last pass is made
+    again from there and counted together with it, and less score is asked for (`more_score_landmarks`). Its covariance
+    is that of its matches times `landmarks_scale`; what all landmarks err by together, `landmarks_sigma` of position
+    (each axis) and rotation, is added in the end.
+
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
     most of the points, else "none". "align_first" believes what it finds with `least_belief_followed`, for the passes
@@ -82,6 +88,11 @@ class LocalizerSettings:
     greatest_sigma: float = 0.7
     greatest_distance: float = 1.25
     covariance_scale: float = 1.25
+    landmarks: bool = True
+    more_score_landmarks: float = -0.1
+    sure_sigma: float = 0.2
+    landmarks_scale: float = 25.0
+    landmarks_sigma: tuple[float, float] = (0.06, 0.002)
     refine: str = "auto"
     alignment_points: int = 512
     least_inliers_kept: float = 0.8

@@ -15,12 +15,12 @@ from ep2ploc_core.training.processes import choose_device
 
 
 def open_localizer(
-    map_path: Path, checkpoint: str, device: str, refine: str, search: bool, trace: bool = False
+    map_path: Path, checkpoint: str, device: str, settings: LocalizerSettings, search: bool
 ) -> tuple[Localizer, PointMap]:
     """The localizer and its map.
 
     checkpoint: name or file of the weights; "auto": the map's own, else those shipped. `search`: without a first guess
-    too; `trace`: the refinement is to be looked at. Raises MapError and CheckpointError where they cannot be read.
+    too. Raises MapError and CheckpointError where they cannot be read.
     """
     point_map = PointMap.open(map_path)
     if checkpoint == "auto":
@@ -31,4 +31,4 @@ def open_localizer(
     torch.set_num_threads(1)
     network = load_network(checkpoint, where)
     places = open_places(point_map) if search else None
-    return Localizer(network, point_map, where, LocalizerSettings(refine=refine, trace=trace), places), point_map
+    return Localizer(network, point_map, where, settings, places), point_map

@@ -19,7 +19,9 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
     evidence = found.evidence
     assert found.map_from_camera is not None and isinstance(evidence, Evidence)
     more_score = 0.0
-    if evidence.margin is not None:
+    if evidence.landmarks is not None:  # they tell more than a score does
+        more_score = settings.more_score_landmarks
+    elif evidence.margin is not None:
         more_score = settings.more_score_unaligned if evidence.likeness is None else settings.more_score_searched
     if found.num_matches < settings.least_matches:
         return f"only {found.num_matches} map points were found in the image"
@@ -31,7 +33,7 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
         return f"the image fits the map badly there (score {evidence.score:.2f})"
     if evidence.likeness is not None and evidence.likeness < settings.least_likeness:
         return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"
-    if evidence.spread > settings.greatest_sigma:
+    if evidence.landmarks is None and evidence.spread > settings.greatest_sigma:
         return f"several poses are possible, {evidence.spread * unit:.2g} m apart"
     if found.belief < settings.least_belief:
         return f"the evidence is thin: the pose is right with a probability of {found.belief:.0%}"

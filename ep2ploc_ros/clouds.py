@@ -1,8 +1,10 @@
-"""Map points, and the places of a map, between PointCloud2 messages and numpy.
+"""Map points, the places of a map and its landmarks, between PointCloud2 messages and numpy.
 
 Fields of points: x y z intensity normal_x normal_y normal_z planarity height as FLOAT32, and, with descriptors, one
 INT8 field `descriptor` whose count is the length of a descriptor (unit vector times 127). Fields of places: x y z qx qy
 qz qw as FLOAT32, the pose of a camera there, and `descriptor`, behind which are the coded depths of the view's cells.
+Fields of landmarks: x y z, and view_x view_y view_z view_qx view_qy view_qz view_qw, the pose of the mapping image that
+shows it, as FLOAT32, and `descriptor`, SIFT's 128 bytes.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ from sensor_msgs.msg import PointCloud2, PointField
 from std_msgs.msg import Header
 
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import ATTRIBUTES, MapPoints
 from ep2ploc_core.map.views import CELLS
@@ -20,6 +23,7 @@ from ep2ploc_ros.ros_imports import point_cloud2
 
 SCALARS = ("x", "y", "z", *ATTRIBUTES)
 PLACE_SCALARS = ("x", "y", "z", "qx", "qy", "qz", "qw")
+LANDMARK_SCALARS = ("x", "y", "z", *(f"view_{name}" for name in PLACE_SCALARS))
 DESCRIPTOR = "descriptor"
 
 
@@ -58,6 +62,38 @@ def places_from_cloud(message: PointCloud2) -> PlaceIndex:
     poses[:, :3, 3] = scalars[:, :3]
     depths = descriptors[:, -CELLS:].copy()
     return PlaceIndex(poses, (descriptors[:, :-CELLS].astype(np.float32) / 127).astype(np.float16), depths)
+
+
+def cloud_from_landmarks(views: list[LandmarkView], origin: np.ndarray, header: Header) -> PointCloud2:
+    """A message of the landmarks of mapping images, one image's after the other, in a frame that begins at `origin`
+    `(3,)`."""
+    scalars = np.zeros((sum(map(len, views)), len(LANDMARK_SCALARS)), np.float32)
+    descriptors = np.zeros((len(scalars), 128), np.int8)
+    first = 0
+    for view in views:
+        mine = slice(first, first + len(view))
+        scalars[mine, :3] = view.xyz
+        scalars[mine, 3:6] = view.map_from_camera[:3, 3] - origin
+        scalars[mine, 6:] = Rotation.from_matrix(view.map_from_camera[:3, :3]).as_quat()
+        descriptors[mine] = view.descriptors.view(np.int8)
+        first += len(view)
+    return _pack(LANDMARK_SCALARS, scalars, descriptors, header)
+
+
+def landmarks_from_cloud(message: PointCloud2) -> list[LandmarkView]:
+    """The landmarks of a message, in its frame. Raises InputError as `points_from_cloud` does."""
+    scalars, descriptors = _unpack(LANDMARK_SCALARS, message)
+    if descriptors is None or descriptors.shape[1] != 128 or (np.linalg.norm(scalars[:, 6:], axis=1) < 0.5).any():
+        raise InputError("The cloud of landmarks has no SIFT descriptors, or no poses; is it of a map_server?")
+    if not len(scalars):
+        return []
+    ends = np.flatnonzero((np.diff(scalars[:, 3:], axis=0) != 0).any(1)) + 1
+    views = []
+    for part, described in zip(np.split(scalars, ends), np.split(descriptors, ends), strict=True):
+        pose = np.eye(4)
+        pose[:3, :3], pose[:3, 3] = Rotation.from_quat(part[0, 6:]).as_matrix(), part[0, 3:6]
+        views.append(LandmarkView(pose, np.ascontiguousarray(described).view(np.uint8), part[:, :3].copy()))
+    return views
 
 
 def _pack(names: tuple[str, ...], scalars: np.ndarray, descriptors: np.ndarray | None, header: Header) -> PointCloud2:

@@ -29,7 +29,7 @@ from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.evaluation.protocols import GlobalProtocol, TrackingProtocol, evaluate_global, evaluate_tracking
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.localizer import Localizer
-from ep2ploc_core.localizer_settings import LocalizerSettings
+from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, LocalizerSettings
 from ep2ploc_core.machine import describe_machine
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
@@ -49,6 +49,8 @@ STRETCH = 30
 REPEATS = 3  # wrong starts for each query; one for the control, which shows the same with fewer
 NEAR_METRES = 8.0  # where the tables part the stretch, by the distance to the nearest image of the mapping run
 REPLAY_RATE = 0.5  # of the drive's own speed, so that two busy cores keep up with its 10 Hz
+SCORES_ALONE = LocalizerSettings(refine="none", landmarks=False)
+WITHOUT_LANDMARKS = LocalizerSettings(landmarks=False)
 _LEFT = {
     "report.json, tables.md": "all figures; the tables above",
     "film.gif": "the map drawn over the images, from the poses that the nodes published",
@@ -103,7 +105,8 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
         point_map = PointMap.open(point_map.path)
     with stages("the network adapted to the site"):
         adapted = str(point_map.path / SITE_CHECKPOINT)
-        reports |= _evaluate(point_map, adapted, queries, "adapted, not refined", "none")
+        reports |= _evaluate(point_map, adapted, queries, "adapted, by score maps alone", SCORES_ALONE)
+        reports |= _evaluate(point_map, adapted, queries, "adapted, without landmarks", WITHOUT_LANDMARKS)
         reports |= _evaluate(point_map, adapted, queries, "adapted")
         reports |= _evaluate_without_guess(point_map, queries)
     assert queries.map_from_camera is not None
@@ -200,13 +203,13 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
 
 
 def _evaluate(
-    point_map: PointMap, checkpoint: str, queries: Queries, name: str, refine: str = "auto"
+    point_map: PointMap, checkpoint: str, queries: Queries, name: str, settings: LocalizerSettings | None = None
 ) -> dict[str, Any]:
-    """Reports by name: of the right images, and of the control; without a refinement of the right ones alone."""
-    localizer = Localizer(load_network(checkpoint), point_map, settings=LocalizerSettings(refine=refine))
+    """Reports by name: of the right images, and of the control; with settings of their own of the right ones alone."""
+    localizer = Localizer(load_network(checkpoint), point_map, settings=settings or DEFAULT_SETTINGS)
     torch.set_num_threads(1)  # as the node
     reports = {}
-    for swap in (False,) if refine == "none" else (False, True):
+    for swap in (False,) if settings else (False, True):
         title = f"{name}, another frame's image" if swap else name
         with progress_bar(title) as progress:
             protocol = TrackingProtocol(repeats=1 if swap else REPEATS, swap=swap)

@@ -63,9 +63,8 @@ class LocalizerNode(RunnableNode):
         self._localizer: Localizer | None = None
         self._described: MapDescription | None = None
         self._submaps = SubmapClient(
-            self, self._settings.map_frame, self._settings.submap_refresh,
-            lambda timeout: self._inbox.take_one("submap", timeout),
-        )  # fmt: skip
+            self, self._settings.map_frame, self._settings.submap_refresh, self._inbox.take_one
+        )
         self._health.watch_submaps(self._submaps)
         self._odometry = OdometryInput(self, transforms, self._health)
         self._places = NO_PLACES
@@ -92,6 +91,7 @@ class LocalizerNode(RunnableNode):
         self._receive(CameraInfo, "camera_info", "camera_info", qos_profile_sensor_data)
         self._receive(PoseWithCovarianceStamped, "/initialpose", "initial_pose", QoSProfile(depth=1))
         self._receive(PointCloud2, "submap", "submap", QoSProfile(depth=2))
+        self._receive(PointCloud2, "submap_landmarks", "submap_landmarks", QoSProfile(depth=2))
         self._receive(String, "map_info", "map_info", _LATCHED)
         self._receive(PointCloud2, "map_places", "map_places", _LATCHED)
         self.create_service(Trigger, "~/relocalize", self._on_relocalize)
@@ -136,6 +136,7 @@ class LocalizerNode(RunnableNode):
             "map_info": self._take_map_info,
             "camera_info": self._take_camera_info,
             "submap": self._submaps.take,
+            "submap_landmarks": self._submaps.take_landmarks,
             "initial_pose": self._take_initial_pose,
             "image": self._take_image,
         }
@@ -197,7 +198,10 @@ class LocalizerNode(RunnableNode):
     @staticmethod
     def _localizer_settings(parameters: LocalizerParameters) -> LocalizerSettings:
         return LocalizerSettings(
-            least_score=parameters.least_score, least_belief=parameters.least_belief, refine=parameters.refine
+            least_score=parameters.least_score,
+            least_belief=parameters.least_belief,
+            refine=parameters.refine,
+            landmarks=parameters.landmarks,
         )
 
     def _take_initial_pose(self, message: PoseWithCovarianceStamped) -> None:
@@ -224,7 +228,7 @@ class LocalizerNode(RunnableNode):
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
             settings = self._localizer_settings(self._settings)
-            submaps = self._submaps.begin(network.fingerprint, described.voxel_size)
+            submaps = self._submaps.begin(network.fingerprint, described.voxel_size, described.landmarks > 0)
             self._localizer = Localizer(network, submaps, device, settings)
         except Exception as error:
             self._health.report(ERROR, f"{error}")  # stays until the map or a parameter is put right

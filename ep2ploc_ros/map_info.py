@@ -16,7 +16,8 @@ from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 class MapDescription:
     """path of the map directory on the server; checkpoint: fingerprint of the network that encoded it, empty when none
     did; checkpoint_file: the map's own network, empty when it has none; origin `(3,)` and voxel_size in metres; places:
-    how many views there are to search, without which a first guess is needed."""
+    how many views there are to search, without which a first guess is needed; landmarks: how many there are of them,
+    which come with each submap."""
 
     path: str
     checkpoint: str
@@ -25,6 +26,7 @@ class MapDescription:
     voxel_size: float
     num_points: int
     places: int = 0
+    landmarks: int = 0
 
     @classmethod
     def of(cls, point_map: PointMap, places: int = 0) -> MapDescription:
@@ -38,6 +40,7 @@ class MapDescription:
             voxel_size=float(point_map.info.voxel_size),
             num_points=len(point_map),
             places=places,
+            landmarks=0 if point_map.landmark_store is None else len(point_map.landmark_store),
         )
 
     def to_message(self) -> String:
@@ -50,12 +53,12 @@ class MapDescription:
         try:
             described = cls(**yaml.safe_load(message.data))
             texts = (described.path, described.checkpoint, described.checkpoint_file)
-            counts = (described.num_points, described.places)
+            counts = (described.num_points, described.places, described.landmarks)
             if not all(isinstance(text, str) for text in texts) or not all(type(count) is int for count in counts):
                 raise ValueError("a field is of another type")
             if not isinstance(described.voxel_size, float) or not 0 < described.voxel_size < math.inf:
                 raise ValueError("a voxel has a size")
-            if described.num_points < 0 or described.places < 0:
+            if min(counts) < 0:
                 raise ValueError("nothing is fewer than none")
             origin = described.origin
             if not isinstance(origin, list) or len(origin) != 3 or not all(map(_is_coordinate, origin)):

@@ -1,8 +1,9 @@
 """The `map_server`: shows the map, and sends the localizer the part of it that it asks for.
 
 Publishes `map_points` (PointCloud2, latched, thinned for display), `map_info` (String, latched: YAML), `map_places`
-(PointCloud2, latched: where to look for a camera that is anywhere) and `submap` (PointCloud2 with descriptors, the
-stamp of its request); subscribes `submap_request` (PoseStamped).
+(PointCloud2, latched: where to look for a camera that is anywhere), and for each request, with its stamp, `submap`
+(PointCloud2 with descriptors) and, where the map has landmarks, `submap_landmarks` (PointCloud2); subscribes
+`submap_request` (PoseStamped).
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from std_msgs.msg import Header, String
 from ep2ploc_core.errors import Ep2plocError, InputError, MapError
 from ep2ploc_core.map.place_index import NO_PLACES, open_places
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_ros.clouds import cloud_from_places, cloud_from_points
+from ep2ploc_ros.clouds import cloud_from_landmarks, cloud_from_places, cloud_from_points
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.map_info import MapDescription
 from ep2ploc_ros.parameters import MapServerParameters, declare, follow_changes
 from ep2ploc_ros.running import RunnableNode, run
 
+_LANDMARKS_SHARE = 0.5  # of the submap's radius: images from farther away show little of what is there
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -40,6 +42,7 @@ class MapServerNode(RunnableNode):
         self._points_publisher = self.create_publisher(PointCloud2, "map_points", LATCHED)
         self._places_publisher = self.create_publisher(PointCloud2, "map_places", LATCHED)
         self._submap_publisher = self.create_publisher(PointCloud2, "submap", QoSProfile(depth=2))
+        self._landmarks_publisher = self.create_publisher(PointCloud2, "submap_landmarks", QoSProfile(depth=2))
         self.create_subscription(PoseStamped, "submap_request", self._on_request, QoSProfile(depth=2))
         follow_changes(self, self._settings, self._take_settings)
         with contextlib.suppress(Ep2plocError):  # said already; a map may be given later
@@ -100,11 +103,18 @@ class MapServerNode(RunnableNode):
 
     def _on_request(self, request: PoseStamped) -> None:
         try:
-            self._submap_publisher.publish(self._submap(request))
+            point_map, centre = self._asked(request)
+            header = Header(frame_id=self._settings.map_frame, stamp=request.header.stamp)
+            points = point_map.query(centre, self._settings.submap_radius)
+            self._submap_publisher.publish(cloud_from_points(points, header))
+            if point_map.landmark_store is not None:
+                views = point_map.landmarks(centre, _LANDMARKS_SHARE * self._settings.submap_radius)
+                self._landmarks_publisher.publish(cloud_from_landmarks(views, point_map.origin, header))
         except (Ep2plocError, OSError, ValueError) as error:
             self._health.reject(f"A submap was not sent: {error}")
 
-    def _submap(self, request: PoseStamped) -> PointCloud2:
+    def _asked(self, request: PoseStamped) -> tuple[PointMap, np.ndarray]:
+        """The map and the place in it `(3,)` around which a submap is asked for; InputError where there is none."""
         if self._map is None:
             raise InputError("no map is loaded; set the parameter map_path.")
         frame = self._settings.map_frame
@@ -114,8 +124,7 @@ class MapServerNode(RunnableNode):
         centre = np.array([position.x, position.y, position.z])
         if not np.isfinite(centre).all():
             raise InputError("it was asked for at a position that is not a number.")
-        points = self._map.query(centre + self._map.origin, self._settings.submap_radius)
-        return cloud_from_points(points, Header(frame_id=frame, stamp=request.header.stamp))
+        return self._map, centre + self._map.origin
 
 
 def main() -> int:

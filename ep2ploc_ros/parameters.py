@@ -100,6 +100,11 @@ class LocalizerParameters:
         choices=REFINEMENTS,
         changeable=True,
     )
+    landmarks: bool = _setting(
+        True,
+        "Features of the mapping images are looked for too, where the map has them: for lost cameras and unsure poses.",
+        changeable=True,
+    )
     submap_refresh: float = _setting(
         15.0,
         "Metres from the centre of the submap at which the next one is asked for.",

@@ -13,8 +13,9 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header
 
 from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.point_map import MapPoints
-from ep2ploc_ros.clouds import points_from_cloud
+from ep2ploc_ros.clouds import landmarks_from_cloud, points_from_cloud
 from ep2ploc_ros.messages import nanoseconds, pose_to_message
 
 _ASK_AGAIN_SECONDS = 2.0
@@ -35,15 +36,20 @@ class SubmapCache:
         self.voxel_size = voxel_size
         self._fetch = fetch
         self._centre: np.ndarray | None = None
+        self._views: list[LandmarkView] = []
         self._points = MapPoints.concatenate([])
         self._last_query: tuple[tuple[float, ...], MapPoints] | None = None  # a camera asks for the same points often
         self._held_at = 0.0
 
     def hold(self, centre: np.ndarray, points: MapPoints) -> None:
-        """Replaces the submap by the points around `centre` `(3,)`, map frame."""
+        """Replaces the submap by the points around `centre` `(3,)`, map frame; the landmarks stay until others come."""
         self._centre, self._points = np.asarray(centre, np.float64), points
         self._last_query = None
         self._held_at = time.monotonic()
+
+    def hold_landmarks(self, views: list[LandmarkView]) -> None:
+        """Replaces the landmarks."""
+        self._views = views
 
     def distance(self, position: np.ndarray) -> float:
         """Metres (horizontally) from the centre of the submap; infinite while there is none."""
@@ -64,13 +70,21 @@ class SubmapCache:
             self._last_query = asked, self._points.select(x * x + y * y < radius * radius)
         return self._last_query[1]
 
+    def landmarks(self, centre: np.ndarray, radius: float) -> list[LandmarkView]:
+        """The held landmarks of mapping images taken within `radius` metres (horizontally) of `centre` `(3,)`, map
+        frame."""
+        self._fetch(np.asarray(centre))
+        return [
+            view for view in self._views if np.linalg.norm((view.map_from_camera[:3, 3] - centre)[:2]) < radius
+        ]  # fmt: skip
+
 
 class SubmapClient:
     """Fills a SubmapCache. `refresh`: metres from its centre at which the next submap is asked for; may be changed.
-    `receive`: waits up to so many seconds for a submap message, and gives None when none came."""
+    `receive`: waits up to so many seconds for a message of a topic, and gives None when none came."""
 
     def __init__(
-        self, node: Node, map_frame: str, refresh: float, receive: Callable[[float], PointCloud2 | None]
+        self, node: Node, map_frame: str, refresh: float, receive: Callable[[str, float], PointCloud2 | None]
     ) -> None:
         self.cache = SubmapCache("", voxel_size=0.2)
         self._map_frame = map_frame
@@ -78,11 +92,15 @@ class SubmapClient:
         self._receive = receive
         self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
         self._asked_at = 0.0
+        self._has_landmarks = False
+        self._early: PointCloud2 | None = None
+        self._stamp = 0  # of the submap that is held
         self._publisher = node.create_publisher(PoseStamped, "submap_request", QoSProfile(depth=2))
 
-    def begin(self, checkpoint: str, voxel_size: float) -> SubmapCache:
+    def begin(self, checkpoint: str, voxel_size: float, has_landmarks: bool) -> SubmapCache:
         """Starts with nothing at hand, for a map with voxels of this size, encoded by the network of this
-        fingerprint."""
+        fingerprint, with landmarks or without."""
+        self._has_landmarks = has_landmarks
         self.cache = SubmapCache(checkpoint, voxel_size, self._fetch)
         self._asked.clear()
         return self.cache
@@ -106,9 +124,13 @@ class SubmapClient:
             header.stamp.sec, header.stamp.nanosec = stamp // 10**9, stamp % 10**9
             self._ask(header, pose)
             asked = time.monotonic()
-            message = self._receive(_ASK_AGAIN_SECONDS)
+            message = self._receive("submap", _ASK_AGAIN_SECONDS)
             if message is not None:
                 self.take(message)
+                if self._has_landmarks:
+                    landmarks = self._receive("submap_landmarks", _ASK_AGAIN_SECONDS)
+                    if landmarks is not None:
+                        self.take_landmarks(landmarks)
             elif time.monotonic() > until or time.monotonic() < asked + _ASK_AGAIN_SECONDS / 2:  # the node is ending
                 raise MapError("The map_server sends no submap; is it running, and is its topic submap connected?")
 
@@ -125,7 +147,24 @@ class SubmapClient:
             )
         points.descriptors = np.ascontiguousarray(points.descriptors)  # once, for every image selects from them
         self.cache.hold(centre, points)
+        self._stamp = nanoseconds(message.header.stamp)
         self._asked.clear()
+        early, self._early = self._early, None
+        if early is not None:
+            self.take_landmarks(early)
+
+    def take_landmarks(self, message: PointCloud2) -> None:
+        """Holds the landmarks of the submap at hand, behind which they come. Raises InputError when they cannot be
+        used."""
+        stamp = nanoseconds(message.header.stamp)
+        if stamp in self._asked:  # they came first
+            self._early = message
+        if stamp != self._stamp:
+            return
+        views = landmarks_from_cloud(message)
+        if message.header.frame_id != self._map_frame:
+            raise InputError(f"The landmarks come in the frame '{message.header.frame_id}'.")
+        self.cache.hold_landmarks(views)
 
     def _ask(self, header: Header, map_from_camera: np.ndarray) -> None:
         now, position = time.monotonic(), map_from_camera[:3, 3]

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from ep2ploc_core.map.array_file import save_array
 from ep2ploc_core.map.place_index import PlaceIndex, open_places
-from ep2ploc_core.map.point_map import PATH_FILE, MapInfo, MapPoints, PointMap, save_array, write_map
+from ep2ploc_core.map.point_map import PATH_FILE, MapInfo, MapPoints, PointMap, write_map
 from ep2ploc_core.map.views import CELLS
 
 sys.path.append(str(Path(__file__).resolve().parents[1] / "benchmarks"))  # as where they are run

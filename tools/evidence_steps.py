@@ -16,7 +16,8 @@ from ep2ploc_core.machine import machine_caption
 MEASURED = "measured.json"  # in the directory of a step that was done whole: when it began, and on what machine
 _EP2PLOC = str(Path(sys.executable).with_name("ep2ploc"))
 _KITCHEN = {  # what `evaluate` is asked there, by the name of its row
-    "adapted, not refined": ["--refine", "none"],
+    "adapted, by score maps alone": ["--refine", "none", "--no-landmarks"],
+    "adapted, without landmarks": ["--no-landmarks"],
     "adapted": [],
     "adapted, another frame's image": ["--swap"],
     "adapted, without a first guess": ["--protocol", "global"],

@@ -108,8 +108,8 @@ class DescriptorsAlone(Localizer):
         return super()._descriptors(*arguments)[0], None
 
 
-SEARCHED = LocalizerSettings(refine="none")
-ALIGNED = LocalizerSettings(refine="align")
+SEARCHED = LocalizerSettings(refine="none", landmarks=False)
+ALIGNED = LocalizerSettings(refine="align", landmarks=False)
 # Their evidence is none that the belief was fitted to.
 UNWEIGHED = replace(SEARCHED, least_belief=0.0)
 

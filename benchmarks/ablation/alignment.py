@@ -35,6 +35,7 @@ FOUND = (0.25, 2.0)  # units, degrees
 ANYTHING = LocalizerSettings(
     least_score=-math.inf, least_belief=-1, least_belief_followed=-1, least_inlier_ratio=0, least_matches=0,
     least_parts=0, least_likeness=-math.inf, greatest_sigma=math.inf, greatest_distance=4.0,
+    landmarks=False,
 )  # fmt: skip
 
 

@@ -76,8 +76,8 @@ def prepare_kitchen(recording: Path, site: Path) -> None:
 
 
 def evaluate(site: Path, foreign: Path, swap: bool = True) -> None:
-    """From first guesses and without any, right images and wrong ones."""
-    asked, others = (site / "map", site / "queries"), ("--foreign", foreign / "queries")
+    """From first guesses and without any, right images and wrong ones; by the network alone."""
+    asked, others = (site / "map", site / "queries", "--no-landmarks"), ("--foreign", foreign / "queries")
 
     def name(network: str, images: str) -> Path:
         return site.with_name(f"{site.name}_{network}_{images}.json")

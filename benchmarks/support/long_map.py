@@ -15,10 +15,11 @@ import numpy as np
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import write_queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
+from ep2ploc_core.map.array_file import load_array, save_array
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.place_index import encode_places
-from ep2ploc_core.map.point_map import PATH_FILE, PointMap, load_array, save_array, write_info, write_map
+from ep2ploc_core.map.point_map import PATH_FILE, PointMap, write_info, write_map
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 

@@ -18,13 +18,13 @@ from scipy.optimize import differential_evolution, minimize
 from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
-from ep2ploc_core.baselines.grey_image import grey_image
-from ep2ploc_core.baselines.prior_box import BOX, share_of_box
-from ep2ploc_core.baselines.visible_points import VisiblePoints, visible_points
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.landmarks.grey_image import grey_image
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.point_map import MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
+from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
+from ep2ploc_core.pose.prior_box import BOX, share_of_box
 
 NO_FIT = 0.0  # the cost of a pose at which nothing fits better than by chance
 

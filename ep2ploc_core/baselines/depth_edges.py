@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, coarse_to_fine
-from ep2ploc_core.baselines.grey_image import values_at
-from ep2ploc_core.baselines.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.landmarks.grey_image import values_at
+from ep2ploc_core.map.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.visibility import VisibilitySettings, surface_depth
 
 SMOOTH = 1.0  # pixels: the map's inverse depth, before its gradient is taken

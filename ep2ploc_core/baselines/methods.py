@@ -11,10 +11,10 @@ from ep2ploc_core.baselines.alignment import AlignmentFinder
 from ep2ploc_core.baselines.depth_edges import EDGE_PLAN, DepthEdges
 from ep2ploc_core.baselines.nid import NID_PLAN, InformationDistance
 from ep2ploc_core.baselines.sift import SiftFinder
-from ep2ploc_core.baselines.sift_views import index_images
+from ep2ploc_core.landmarks.lifting import lift_features
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.sources import mapping_images, reopen_source
-from ep2ploc_core.map.unit import unit_of
+from ep2ploc_core.map.unit import MapInUnits
 
 CLASSICAL = ("nid", "edges", "sift")  # these know nothing of any network; a map need not be encoded for them
 
@@ -32,4 +32,9 @@ def classical_finder(
     if method == "edges":
         return AlignmentFinder(point_map, DepthEdges(), EDGE_PLAN)
     images = mapping_images(reopen_source(point_map.info.source))  # without those held out
-    return SiftFinder(index_images(point_map, images, progress), unit_of(point_map.voxel_size))
+    views = []
+    for number, image in enumerate(images):
+        views.append(lift_features(point_map, image))
+        progress(number + 1, len(images))
+    units = MapInUnits(point_map)
+    return SiftFinder([units.view(view) for view in views], units.unit)

@@ -12,13 +12,13 @@ import typer
 from rich.console import Console
 
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.options import Device, Refine
+from ep2ploc_core.options import Device, Landmarks, Refine
 from ep2ploc_core.progress import console, stage_bars
 
 # Which of the options that do not make sense everywhere a protocol takes.
 PROTOCOLS = {
-    "tracking": {"--noise", "--repeats", "--seed", "--swap", "--foreign", "--refine", "--method"},
-    "global": {"--swap", "--foreign", "--refine", "--method"},
+    "tracking": {"--noise", "--repeats", "--seed", "--swap", "--foreign", "--refine", "--no-landmarks", "--method"},
+    "global": {"--swap", "--foreign", "--refine", "--no-landmarks", "--method"},
     "retrieval": {"--swap"},
     "registration": {"--noise", "--repeats", "--seed", "--swap", "--refine"},
 }
@@ -55,6 +55,7 @@ def evaluate(
     plots: Annotated[Path | None, typer.Option(help="Write plots into this directory.")] = None,
     checkpoint: Annotated[str, typer.Option(help="Weights; auto: those the map was encoded with.")] = "auto",
     refine: Refine = "auto",
+    landmarks: Landmarks = True,
     device: Device = "auto",
 ) -> None:
     """Localize queries with known poses and compare."""
@@ -67,6 +68,7 @@ def evaluate(
     given = {
         "--noise": noise, "--repeats": repeats, "--seed": seed, "--swap": swap or None, "--foreign": foreign,
         "--method": method or None, "--refine": None if refine == "auto" else refine,
+        "--no-landmarks": None if landmarks else True,
     }  # fmt: skip
     _check_options(protocol, [name for name, value in given.items() if value is not None])
     methods = _check_methods(method or ["network"], plots is not None)
@@ -76,7 +78,7 @@ def evaluate(
     limits = _parse_noise(noise) if noise else None
     asked = Queries(queries)
     others = Queries(foreign) if foreign else None
-    wanted = Evaluation(protocol, limits, repeats or 1, seed or 0, swap, others, checkpoint, refine, device)
+    wanted = Evaluation(protocol, limits, repeats or 1, seed or 0, swap, others, checkpoint, refine, landmarks, device)
     point_map, reports = None, {}
     with stage_bars() as progress:
         for name in methods:

@@ -40,8 +40,8 @@ METHODS = ("network", "retrieval", *CLASSICAL)
 @dataclass(frozen=True)
 class Evaluation:
     """What is asked for. noise: metres and degrees, or the protocol's own; foreign: queries of another site;
-    checkpoint: name or file of weights, or "auto"; refine: see `LocalizerSettings`; device: cpu, cuda or auto; method:
-    what is judged, one of METHODS."""
+    checkpoint: name or file of weights, or "auto"; refine, landmarks: see `LocalizerSettings`; device: cpu, cuda or
+    auto; method: what is judged, one of METHODS."""
 
     protocol: str
     noise: tuple[float, float] | None = None
@@ -51,6 +51,7 @@ class Evaluation:
     foreign: Queries | None = None
     checkpoint: str = "auto"
     refine: str = "auto"
+    landmarks: bool = True
     device: str = "auto"
     method: str = "network"
 
@@ -103,7 +104,8 @@ def _open_finder(map_path: Path, asked: Evaluation, progress: Progress) -> tuple
         point_map = PointMap.open(map_path)
         return classical_finder(asked.method, point_map, progress), point_map, ""
     search = asked.protocol != "tracking" or asked.method == "retrieval"
-    localizer, point_map = open_localizer(map_path, asked.checkpoint, asked.device, asked.refine, search)
+    settings = LocalizerSettings(refine=asked.refine, landmarks=asked.landmarks)
+    localizer, point_map = open_localizer(map_path, asked.checkpoint, asked.device, settings, search)
     fingerprint = localizer.network.fingerprint
     if asked.method == "network":
         return localizer, point_map, fingerprint
@@ -120,4 +122,10 @@ def _places(localizer: Localizer, map_path: Path) -> PlaceIndex:
 
 
 def _origin(queries: Queries, asked: Evaluation, fingerprint: str) -> dict[str, Any]:
-    return {"queries": str(queries.path), "method": asked.method, "network": fingerprint, "refine": asked.refine}
+    return {
+        "queries": str(queries.path),
+        "method": asked.method,
+        "network": fingerprint,
+        "refine": asked.refine,
+        "landmarks": asked.landmarks,
+    }

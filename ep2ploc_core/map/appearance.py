@@ -23,7 +23,8 @@ from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import read_image
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.map.point_map import MapPoints, PointMap, save_array
+from ep2ploc_core.map.array_file import save_array
+from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.sources import WITHOUT_IMAGES, mapping_images, reopen_source
 from ep2ploc_core.map.unit import UNIT_VOXEL, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import EP2PLoc

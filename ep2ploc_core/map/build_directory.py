@@ -24,8 +24,9 @@ import numpy as np
 import yaml
 
 from ep2ploc_core.errors import MapError
+from ep2ploc_core.map.array_file import load_array, save_array
 from ep2ploc_core.map.ghosts import RangeImage
-from ep2ploc_core.map.point_map import PATH_FILE, MapInfo, load_array, save_array, write_info
+from ep2ploc_core.map.point_map import PATH_FILE, MapInfo, write_info
 from ep2ploc_core.map.voxel_grid import merge_voxels, unpack_voxels
 
 Tile = tuple[int, int]

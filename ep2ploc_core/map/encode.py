@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ep2ploc_core.landmarks.gather import gather_landmarks
 from ep2ploc_core.map.appearance import add_appearances, images_of_map
 from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.unit import NetworkFrame
@@ -25,8 +26,8 @@ BORDER = 16.0
 def encode_map(
     point_map: PointMap, network: EP2PLoc, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> None:
-    """Stores the descriptors of every point, and the network's fingerprint, in the map; with what the images of its
-    recording show of the points, where the network aligns features and there are images.
+    """Stores the descriptors of every point, and the network's fingerprint, in the map; where its recording has images
+    also landmarks, unless it has them, and what the images show of the points, if the network aligns features.
 
     Block by block, so that the map need not fit into memory; what was stopped goes on where it was.
     """
@@ -48,8 +49,10 @@ def encode_map(
             for name, part in zip(names, np.split(descriptors, ends)[:-1], strict=True):
                 point_map.store_tile_descriptors(name, part, network.fingerprint)
         progress(done + 1, len(blocks))
-    images = images_of_map(point_map) if network.alignment_head is not None else []
-    if images:
+    images = images_of_map(point_map)
+    if images and point_map.landmark_store is None:
+        gather_landmarks(point_map, images, progress)
+    if images and network.alignment_head is not None:
         encoded = PointMap(point_map.path, replace(point_map.info, checkpoint=network.fingerprint))
         add_appearances(encoded, network, images, progress)
     point_map.use_descriptors(network.fingerprint)

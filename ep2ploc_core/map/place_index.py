@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import MapError
-from ep2ploc_core.map.point_map import PointMap, load_array, save_array
+from ep2ploc_core.map.array_file import load_array, save_array
+from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_core.map.views import CELLS, choose_views, look, sample_at_cells
 from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures
 from ep2ploc_core.model.image_input import prepare_image

@@ -7,6 +7,8 @@ MAP/tiles/X_Y/descriptors.ID.npy    int8 (N, D), descriptor * 127, by the networ
                                     show of the points (`map/appearance.py`) comes after the descriptor
 MAP/path.npy                        float64 (S, 4, 4), where the mapping sensor was, map coordinates, if that is known
 MAP/places.ID.npy                   views of the map and their global descriptors, by the network with that fingerprint
+MAP/landmarks.npy                   features of the mapping run's images and their places (`landmarks/store.py`), and
+MAP/landmark_views.npy              the images that they are of; where the recording has images
 MAP/checkpoint.safetensors          the network adapted to this site, if there is one
 ```
 """
@@ -16,7 +18,6 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import tokenize
 from collections import OrderedDict
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -26,6 +27,9 @@ import numpy as np
 import yaml
 
 from ep2ploc_core.errors import MapError
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.store import LandmarkStore
+from ep2ploc_core.map.array_file import load_array, save_array
 
 FORMAT = 2
 POINT_TYPE = np.dtype([
@@ -119,6 +123,10 @@ class MapSource(Protocol):
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The points within `radius` metres (horizontally) of `centre` `(3,)`, map coordinates."""
 
+    def landmarks(self, centre: np.ndarray, radius: float) -> list[LandmarkView]:
+        """What the mapping images taken within `radius` metres (horizontally) of `centre` `(3,)` contribute to the
+        landmarks; none where the map has no landmarks."""
+
 
 @dataclass
 class MapInfo:
@@ -160,6 +168,7 @@ class PointMap:
         self.voxel_size = info.voxel_size
         self._corners = np.array([name.split("_") for name in info.tiles], np.float64).reshape(-1, 2) * info.tile_size
         self._unpacked: OrderedDict[str, MapPoints] = OrderedDict()
+        self._landmarks: LandmarkStore | None = None
         self._last_query: tuple[tuple[float, ...], MapPoints] | None = None  # a camera asks for the same points often
 
     @classmethod
@@ -212,6 +221,19 @@ class PointMap:
                 tile = tile.select(np.flatnonzero(np.einsum("ij,ij->i", offset, offset) < radius * radius))
             parts.append(tile)
         return MapPoints.concatenate(parts)
+
+    def landmarks(self, centre: np.ndarray, radius: float) -> list[LandmarkView]:
+        """What the mapping images taken within `radius` metres (horizontally) of `centre` `(3,)` contribute to the
+        landmarks; none where the map has no landmarks. Raises MapError when they are broken."""
+        store = self.landmark_store
+        return [] if store is None else store.near(centre, radius)
+
+    @property
+    def landmark_store(self) -> LandmarkStore | None:
+        """The landmarks, None where the map has none. Raises MapError when they are broken."""
+        if self._landmarks is None:
+            self._landmarks = LandmarkStore.open(self.path)
+        return self._landmarks
 
     def sensor_path(self) -> np.ndarray:
         """Where the mapping sensor was `(S, 4, 4)`, map coordinates, in the order of the scans; S is 0 where nobody
@@ -367,25 +389,6 @@ def put_in_place(new: Path, path: Path) -> None:
         path.rename(old)
     new.rename(path)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def load_array(file: Path) -> np.ndarray:
-    """An array of a .npy file, memory-mapped; OSError, ValueError or EOFError when it is missing or cut off."""
-    try:
-        array: np.ndarray = np.load(file, mmap_mode="r", allow_pickle=False)
-    except (SyntaxError, tokenize.TokenError) as error:  # numpy reads the header as Python
-        raise ValueError(f"the header of {file} is broken") from error
-    return array
-
-
-def save_array(file: Path, array: np.ndarray) -> None:
-    """Writes a .npy file aside and renames it; OSError with its number when the disk is full."""
-    array = np.ascontiguousarray(array)
-    aside = file.with_name(file.name + ".tmp")
-    with aside.open("wb") as stream:
-        np.lib.format.write_array_header_1_0(stream, np.lib.format.header_data_from_array_1_0(array))
-        stream.write(array.reshape(-1).view(np.uint8).data)  # np.save would not tell that the disk is full
-    os.replace(aside, file)
 
 
 def write_info(path: Path, info: MapInfo) -> None:

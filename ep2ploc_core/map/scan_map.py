@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.build import accumulate
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.point_map import MapPoints
@@ -27,6 +28,10 @@ class ScanMap:
         """The points within `radius` metres (horizontally) of `centre` `(3,)`."""
         offset = self.points.xyz[:, :2] - np.asarray(centre)[:2]
         return self.points.select(np.einsum("ij,ij->i", offset, offset) < radius * radius)
+
+    def landmarks(self, _centre: np.ndarray, _radius: float) -> list[LandmarkView]:
+        """None: a scan brings no images."""
+        return []
 
 
 def encode_scan(scan: PosedScan, network: EP2PLoc) -> ScanMap:

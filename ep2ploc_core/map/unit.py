@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 
 UNIT_VOXEL = 0.2  # units: the edge of a voxel in any map
@@ -59,6 +60,16 @@ class MapInUnits:
     def query(self, centre: np.ndarray, radius: float) -> MapPoints:
         """The points within `radius` (horizontally) of `centre` `(3,)`, all in units."""
         return points_in_units(self.source.query(np.asarray(centre) * self.unit, radius * self.unit), self.unit)
+
+    def landmarks(self, centre: np.ndarray, radius: float) -> list[LandmarkView]:
+        """What mapping images taken within `radius` (horizontally) of `centre` `(3,)` contribute to the landmarks, all
+        in units, places in map coordinates and float64."""
+        return [self.view(view) for view in self.source.landmarks(np.asarray(centre) * self.unit, radius * self.unit)]
+
+    def view(self, view: LandmarkView) -> LandmarkView:
+        """A mapping image's landmarks in units, places in map coordinates and float64."""
+        xyz = view.xyz / self.unit + self.origin
+        return LandmarkView(scaled_pose(view.map_from_camera, 1 / self.unit), view.descriptors, xyz)
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ def choose_views(point_map: PointMap) -> np.ndarray:
     unit = unit_of(point_map.voxel_size)
     path = scaled_pose(point_map.sensor_path(), 1 / unit)
     if point_map.info.source.get("kind") == "rgbd" and len(path):
-        return scaled_pose(_apart(path), unit)
+        return scaled_pose(path[apart(path, SPACING / 4, np.pi / DIRECTIONS)], unit)
     places = _along(path[:, :3, 3]) if len(path) else _eyes_over_ground(point_map)
     return scaled_pose(_all_around(places[_thinned(places)], np.asarray(point_map.info.up)), unit)
 
@@ -156,16 +156,16 @@ def _all_around(places: np.ndarray, up: np.ndarray) -> np.ndarray:
     return views.reshape(-1, 4, 4)
 
 
-def _apart(poses: np.ndarray) -> np.ndarray:
-    """Those of poses `(N, 4, 4)` that differ from all chosen before them by a quarter of SPACING or half a step of
-    direction."""
-    chosen = poses[:1]
-    for pose in poses[1:]:
-        moved = np.linalg.norm(chosen[:, :3, 3] - pose[:3, 3], axis=1)
-        cosine = (np.einsum("nij,ij->n", chosen[:, :3, :3], pose[:3, :3]) - 1) / 2
-        if ((moved > SPACING / 4) | (cosine < np.cos(np.pi / DIRECTIONS))).all():
-            chosen = np.concatenate([chosen, pose[None]])
-    return chosen
+def apart(poses: np.ndarray, distance: float, radians: float) -> np.ndarray:
+    """Indices of those of poses `(N, 4, 4)` that lie farther or are turned more than that from all chosen before."""
+    chosen: list[int] = []
+    for number, pose in enumerate(poses):
+        others = poses[chosen]
+        moved = np.linalg.norm(others[:, :3, 3] - pose[:3, 3], axis=1)
+        cosine = (np.einsum("nij,ij->n", others[:, :3, :3], pose[:3, :3]) - 1) / 2
+        if ((moved > distance) | (cosine < np.cos(radians))).all():
+            chosen.append(number)
+    return np.array(chosen, np.int64)
 
 
 def _eyes_over_ground(point_map: PointMap) -> np.ndarray:

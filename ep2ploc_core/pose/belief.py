@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,8 @@ class Evidence:
     one, in units (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much
     more alike points and image are at the pose than by chance (`feature_alignment`), and least_likeness in the part of
     the image where it is least, None where nothing was aligned; margin: how much more score the place has than any
-    other, None where it was not searched for but given."""
+    other, None where it was not searched for but given; landmarks: how many features of the image show a landmark where
+    the pose puts it, None where landmarks gave no pose, or were not asked."""
 
     score: float
     gain: float
@@ -26,9 +27,12 @@ class Evidence:
     likeness: float | None = None
     least_likeness: float | None = None
     margin: float | None = None
+    landmarks: int | None = None
 
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
+        if self.landmarks is not None:
+            return [log_odds(replace(self, landmarks=None)), math.log1p(self.landmarks)]
         told = [self.score, self.gain, self.inlier_ratio, math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
         if self.likeness is not None and self.least_likeness is not None:
             told += [math.log(max(self.likeness, 0.01)), self.least_likeness]
@@ -39,6 +43,8 @@ class Evidence:
     @property
     def weights(self) -> BeliefWeights:
         """What they weigh."""
+        if self.landmarks is not None:
+            return LANDMARKED
         if self.likeness is None or self.least_likeness is None:
             return UNALIGNED
         return ALIGNED if self.margin is None else SEARCHED
@@ -78,6 +84,7 @@ class BeliefWeights:
 UNALIGNED = BeliefWeights((19.0, 2.65, 9.79, -1.21, -0.682), -7.06)
 ALIGNED = BeliefWeights((13.5, 1.4, 7.7, -0.473, -0.581, 1.29, 4.79), -2.52)
 SEARCHED = BeliefWeights((6.99, 1.79, 4.76, -1.13, -0.544, 0.757, 3.22, 3.39), -3.29)
+LANDMARKED = BeliefWeights((0.6, 1.5), -4.0)
 FOLLOWED = BeliefWeights((0.999, 9.46, -0.875, -3.41), 2.78)
 
 
@@ -86,7 +93,12 @@ def belief(evidence: Evidence | AlignmentEvidence, weights: BeliefWeights | None
     degrees of the truth."""
     if not all(number is None or math.isfinite(number) for number in asdict(evidence).values()):
         return 0.0
+    return 1 / (1 + math.exp(-log_odds(evidence, weights)))
+
+
+def log_odds(evidence: Evidence | AlignmentEvidence, weights: BeliefWeights | None = None) -> float:
+    """Of the pose being right, -50 to 50."""
     weights = weights or evidence.weights
     features = zip(weights.factors, evidence.features(), strict=True)
-    log_odds = weights.odds + sum(factor * value for factor, value in features)
-    return 1 / (1 + math.exp(-max(-50.0, min(50.0, log_odds))))
+    odds = weights.odds + sum(factor * value for factor, value in features)
+    return max(-50.0, min(50.0, odds))

@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 
 from ep2ploc_core.datasets.sampling import Sampler, SamplingSettings
+from ep2ploc_core.landmarks.gather import gather_landmarks
 from ep2ploc_core.map.appearance import add_appearances, images_of_map
 from ep2ploc_core.map.encode import encode_points
 from ep2ploc_core.map.place_index import encode_places
@@ -77,9 +78,13 @@ def adapt_to_site(
     encoded = point_map.lay_by(descriptors, stored.fingerprint)
     with progress_bar("encoding places") as progress:
         encode_places(encoded, stored, progress)
+    images = images_of_map(point_map)
     if stored.alignment_head is not None:
         with progress_bar("what images show") as progress:
-            add_appearances(encoded, stored, images_of_map(point_map), progress)
+            add_appearances(encoded, stored, images, progress)
+    if point_map.landmark_store is None:
+        with progress_bar("landmarks") as progress:
+            gather_landmarks(point_map, images, progress)
     aside = Path(map_path) / f"{SITE_CHECKPOINT}.tmp"
     shutil.copyfile(scratch / SITE_CHECKPOINT, aside)
     os.replace(aside, Path(map_path) / SITE_CHECKPOINT)

@@ -14,13 +14,13 @@ from textured_world import TexturedWorld
 from ep2ploc_core import se3
 from ep2ploc_core.baselines.alignment import AlignmentFinder, Problem
 from ep2ploc_core.baselines.depth_edges import EDGE_PLAN, DepthEdges, edge_angles
-from ep2ploc_core.baselines.grey_image import grey_image
 from ep2ploc_core.baselines.nid import NID_PLAN, InformationDistance, local_contrast, nid
-from ep2ploc_core.baselines.visible_points import VisiblePoints, visible_points
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.landmarks.grey_image import grey_image
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose
+from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
 
 CAMERA = Camera(width=640, height=320, fx=360.0, fy=360.0, cx=319.5, cy=159.5)
 LENS = Camera(640, 320, 360.0, 360.0, 319.5, 159.5, "plumb_bob", (-0.15, 0.02, 0.001, -0.001, 0.0))

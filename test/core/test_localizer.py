@@ -42,6 +42,28 @@ def test_a_learned_place_is_found_from_a_wrong_start(site, lenient: Localizer) -
     assert np.median(error) < lenient.settings.match_threshold * site.camera.width / 512
 
 
+def test_landmarks_are_asked_where_a_pose_is_unsure_and_counted_with_it(site, lenient: Localizer) -> None:
+    """The image is one of those that the landmarks are of, so they know its pose to a centimetre or two."""
+    asked = Localizer(
+        lenient.network, lenient.point_map, settings=replace(lenient.settings, sure_sigma=0.0)
+    ).localize(site.image, site.camera, site.prior)  # fmt: skip
+    assert asked.map_from_camera is not None and asked.covariance is not None
+    assert asked.evidence.landmarks is not None and asked.evidence.landmarks > 50
+    metres, radians = se3.pose_error(asked.map_from_camera, site.truth)
+    assert metres < 0.1 and radians < np.radians(0.3)
+    floor = np.repeat(lenient.settings.landmarks_sigma, 3) ** 2
+    assert np.linalg.eigvalsh(asked.covariance - np.diag(floor)).min() > -1e-12
+    for changes in ({"landmarks": False, "sure_sigma": 0.0}, {"sure_sigma": 10.0}):
+        settings = replace(lenient.settings, **changes)
+        found = Localizer(lenient.network, lenient.point_map, settings=settings).localize(
+            site.image, site.camera, site.prior
+        )
+        assert found.evidence.landmarks is None
+    bare = Localizer(lenient.network, lenient.point_map, settings=replace(lenient.settings, sure_sigma=0.0))
+    other = bare.localize(site.image[:, ::-1].copy(), site.camera, site.prior)  # a mirror image shows none of them
+    assert other.evidence is None or other.evidence.landmarks is None
+
+
 def test_the_same_input_gives_the_same_pose(site, lenient: Localizer) -> None:
     first, second = (lenient.localize(site.image, site.camera, site.prior) for _ in range(2))
     assert first.map_from_camera is not None and second.map_from_camera is not None

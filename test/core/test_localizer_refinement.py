@@ -20,7 +20,9 @@ from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.pose.feature_alignment import Alignment, align_features
 
 # Asks for less evidence: this site is learned for two minutes only.
-LENIENT = LocalizerSettings(least_score=-10, least_belief=0, least_belief_followed=0, least_likeness=-1)
+LENIENT = LocalizerSettings(
+    least_score=-10, least_belief=0, least_belief_followed=0, least_likeness=-1, landmarks=False
+)
 
 
 @pytest.fixture(scope="module")

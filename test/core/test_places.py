@@ -13,6 +13,7 @@ from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
+from ep2ploc_core.map.array_file import save_array
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.place_index import (
     NO_DEPTH,
@@ -23,7 +24,7 @@ from ep2ploc_core.map.place_index import (
     encode_places,
     open_places,
 )
-from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, save_array, write_map
+from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.map.views import (
     CELLS,

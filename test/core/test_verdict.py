@@ -35,6 +35,17 @@ def test_a_place_that_was_searched_for_must_fit_better_than_one_that_was_given()
     assert not why(blind) and "fits the map badly" in why(replace(blind, margin=0.3))
 
 
+def test_landmarks_speak_for_a_pose_that_would_be_doubted_and_few_do_not() -> None:
+    weak = replace(STRONG, score=-0.03, inlier_ratio=0.3, likeness=0.15, least_likeness=0.05, margin=0.1)
+    assert why(weak)
+    assert not why(replace(weak, landmarks=60))
+    assert why(replace(weak, landmarks=2))
+    assert not why(replace(STRONG, spread=2.0, landmarks=60))  # landmarks tell which of several poses it is
+    odds = [belief(replace(weak, landmarks=count)) for count in (0, 5, 20, 100)]
+    assert odds == sorted(odds) and odds[0] < 0.3
+    assert "fits the map badly" in why(replace(weak, landmarks=60, score=-0.2))
+
+
 @pytest.mark.parametrize(
     ("weak", "reason"),
     [

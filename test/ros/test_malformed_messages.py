@@ -46,8 +46,8 @@ class Vandal:
         }
         self.draw = {
             "image": self.image, "camera_info": self.camera_info, "/initialpose": self.initial_pose,
-            "submap": self.cloud, "map_places": self.cloud, "submap_request": self.request,
-            "map_info": lambda: String(data=self.one_of(TEXTS)),
+            "submap": self.cloud, "submap_landmarks": self.cloud, "map_places": self.cloud,
+            "submap_request": self.request, "map_info": lambda: String(data=self.one_of(TEXTS)),
         }  # fmt: skip
 
     def send(self) -> None:
@@ -149,15 +149,16 @@ def test_a_thousand_malformed_messages_are_outlived(listener, start, site, camer
     localizer = start("localizer_node")
     poses = listener.listen(PoseStamped, "pose")
     submaps = listener.listen(PointCloud2, "submap")
+    landmarks = listener.listen(PointCloud2, "submap_landmarks")
     infos = listener.listen(String, "map_info", LATCHED)
     places = listener.listen(PointCloud2, "map_places", LATCHED)
     listener.wait_for_diagnostic("localizer", "Ready")
     listener.wait(lambda: infos and places and camera.ready())
     camera.poses.publish(camera.start_pose(pose=site.prior))
-    listener.wait(lambda: poses and submaps, meanwhile=camera.good)
+    listener.wait(lambda: poses and submaps and landmarks, meanwhile=camera.good)
     good = {
         "image": camera.image(), "camera_info": camera.info(), "/initialpose": camera.start_pose(pose=site.prior),
-        "submap": submaps[0], "map_places": places[0], "map_info": infos[0],
+        "submap": submaps[0], "submap_landmarks": landmarks[0], "map_places": places[0], "map_info": infos[0],
         "submap_request": PoseStamped(header=camera.header("map")),
     }  # fmt: skip
     vandal = Vandal(listener.node, good)

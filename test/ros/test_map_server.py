@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ from rclpy.qos import DurabilityPolicy, QoSProfile
 from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import String
 
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.store import LandmarkWriter
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
-from ep2ploc_ros.clouds import points_from_cloud
+from ep2ploc_ros.clouds import landmarks_from_cloud, points_from_cloud
 from ep2ploc_ros.map_info import MapDescription
 
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
@@ -53,6 +56,31 @@ def test_serves_a_late_joiner_and_sends_submaps(listener, start, small_map: Poin
     assert np.array_equal(received.descriptors, expected.descriptors)
     assert np.array_equal(received.attributes, expected.attributes)
     assert server.interrupt() == 0
+
+
+def test_landmarks_come_with_a_submap(listener, start, small_map: PointMap, tmp_path: Path) -> None:
+    shutil.copytree(small_map.path, tmp_path / "map")
+    small_map = PointMap.open(tmp_path / "map")
+    rng = np.random.default_rng(0)
+    with LandmarkWriter(small_map.path) as writer:
+        for x in (0.0, 45.0, 52.0):
+            pose = np.eye(4)
+            pose[0, 3] = x
+            descriptors = rng.integers(0, 256, (30, 128)).astype(np.uint8)
+            writer.add(LandmarkView(pose, descriptors, rng.uniform(0, 50, (30, 3)).astype(np.float32)))
+    start("map_server_node", map_path=small_map.path, submap_radius=20)
+    listener.wait_for_diagnostic("map_server", "serving the map")
+    infos = listener.listen(String, "map_info", LATCHED)
+    landmarks = listener.listen(PointCloud2, "submap_landmarks")
+    publisher = listener.node.create_publisher(PoseStamped, "submap_request", 2)
+    listener.wait(lambda: landmarks and infos, meanwhile=lambda: publisher.publish(request(50)))
+    assert MapDescription.from_message(infos[0]).landmarks == 90
+    assert landmarks[0].header.stamp == request(50).header.stamp
+    received = landmarks_from_cloud(landmarks[0])
+    expected = small_map.landmarks(np.array([50.0, 0, 0]), 10)
+    assert len(received) == len(expected) == 2
+    for view, wanted in zip(received, expected, strict=True):
+        assert np.array_equal(view.descriptors, wanted.descriptors) and np.array_equal(view.xyz, wanted.xyz)
 
 
 def test_coordinates_are_relative_to_the_maps_origin(listener, start, small_map: PointMap, tmp_path: Path) -> None:

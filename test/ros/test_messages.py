@@ -9,18 +9,22 @@ import pytest
 import torch
 import yaml
 from geometry_msgs.msg import Pose
+from scipy.spatial.transform import Rotation
 from sensor_msgs.msg import CameraInfo, PointField
 from std_msgs.msg import Header, String
 
 from ep2ploc_core import se3
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex
 from ep2ploc_core.map.point_map import MapPoints
 from ep2ploc_core.map.views import CELLS
 from ep2ploc_ros.clouds import (
+    cloud_from_landmarks,
     cloud_from_matches,
     cloud_from_places,
     cloud_from_points,
+    landmarks_from_cloud,
     places_from_cloud,
     points_from_cloud,
 )
@@ -131,6 +135,26 @@ def test_places_round_trip_relative_to_the_maps_origin() -> None:
     np.testing.assert_allclose(back.descriptors.astype(float), descriptors, atol=0.5 / 127 + 1e-3)
     np.testing.assert_array_equal(back.depths, depths)
     assert not len(places_from_cloud(cloud_from_places(NO_PLACES, np.zeros(3), Header())))
+
+
+def test_landmarks_come_back_from_a_message() -> None:
+    rng = np.random.default_rng(3)
+    origin = np.array([4e5, 5e6, 100.0])
+    views = []
+    for count in (40, 1, 25):
+        pose = np.eye(4)
+        pose[:3, :3] = Rotation.random(random_state=count).as_matrix()
+        pose[:3, 3] = origin + rng.uniform(-50, 50, 3)
+        descriptors = rng.integers(0, 256, (count, 128)).astype(np.uint8)
+        views.append(LandmarkView(pose, descriptors, rng.uniform(-50, 50, (count, 3)).astype(np.float32)))
+    back = landmarks_from_cloud(cloud_from_landmarks(views, origin, Header(frame_id="map")))
+    for view, expected in zip(back, views, strict=True):
+        np.testing.assert_allclose(view.map_from_camera, se3.moved(expected.map_from_camera, -origin), atol=1e-5)
+        np.testing.assert_array_equal(view.descriptors, expected.descriptors)
+        np.testing.assert_array_equal(view.xyz, expected.xyz)
+    assert landmarks_from_cloud(cloud_from_landmarks([], origin, Header())) == []
+    with pytest.raises(InputError, match="no field 'view_x'"):
+        landmarks_from_cloud(cloud_from_points(map_points(10, 4), Header()))
 
 
 def test_places_without_rotations_are_refused() -> None:

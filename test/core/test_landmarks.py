@@ -1,4 +1,4 @@
-"""Poses from SIFT matches with mapping images, in a room whose images and answers are known."""
+"""Landmarks, and poses from them alone, in a room whose images and answers are known."""
 
 from __future__ import annotations
 
@@ -13,15 +13,21 @@ from painted_world import level_pose
 from textured_world import TexturedWorld
 
 from ep2ploc_core import se3
-from ep2ploc_core.baselines.sift import SiftFinder, SiftSettings
-from ep2ploc_core.baselines.sift_features import Features, match
-from ep2ploc_core.baselines.sift_views import SiftView, index_images, places_of
-from ep2ploc_core.baselines.visible_points import VisiblePoints, visible_points
+from ep2ploc_core.baselines.sift import SIFT_SETTINGS, SiftFinder
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.posed_image import PosedImage
-from ep2ploc_core.errors import InputError
+from ep2ploc_core.errors import InputError, MapError
+from ep2ploc_core.landmarks.features import Features, Windows, match, match_in_windows, unit_descriptors
+from ep2ploc_core.landmarks.finder import LandmarkFinder
+from ep2ploc_core.landmarks.gather import gather_landmarks
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.lifting import lift_features, places_of
+from ep2ploc_core.landmarks.sighting import Sighting
+from ep2ploc_core.landmarks.store import FEATURES_FILE, VIEWS_FILE, LandmarkWriter
+from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose
+from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
 
 CAMERA = Camera(width=480, height=240, fx=280.0, fy=280.0, cx=239.5, cy=119.5)
 ROOM = np.array([[0.0, 0, 0], [16, 10, 5]])
@@ -40,7 +46,7 @@ def photograph(world: TexturedWorld, pose: np.ndarray) -> np.ndarray:
 class Place:
     point_map: PointMap
     images: list[PosedImage]
-    views: list[SiftView]
+    views: list[LandmarkView]
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +57,12 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Place:
     for frame, pose in enumerate(SEEN):
         cv2.imwrite(str(path / f"{frame}.png"), photograph(WORLD, pose))
         images.append(PosedImage(frame, 0.1 * frame, path / f"{frame}.png", CAMERA, pose))
-    return Place(point_map, images, index_images(point_map, images))
+    return Place(point_map, images, lifted(point_map, images))
+
+
+def lifted(point_map: PointMap, images: list[PosedImage]) -> list[LandmarkView]:
+    units = MapInUnits(point_map)
+    return [units.view(lift_features(point_map, image)) for image in images]
 
 
 def test_features_have_the_places_that_a_ray_meets(place: Place) -> None:
@@ -71,13 +82,13 @@ def test_inverse_depth_is_exact_on_a_slanted_plane_and_unknown_beside_it() -> No
     points = np.zeros((len(x), 6), np.float32)
     seen = VisiblePoints(np.eye(4), floor.astype(np.float32), points, pixels, floor[:, 2].astype(np.float32), 0.0)
     asked = np.array([[240.0, 170], [300.4, 200.2], [150.7, 180.9], [240, 60]], np.float32)
-    found = places_of(Features(asked, np.zeros((4, 128), np.float32)), seen, CAMERA, 0.2)
+    found = places_of(Features(asked, np.zeros((4, 128), np.uint8)), seen, CAMERA, 0.2)
     depth = 1.6 * CAMERA.fy / (asked[:3, 1] - CAMERA.cy)
     np.testing.assert_allclose(found[:3, 2], depth, rtol=1e-4)
     np.testing.assert_allclose(found[:3, 1], 1.6, atol=1e-3)
     assert np.isnan(found[3]).all()  # the sky
     few = seen.select(np.arange(2))
-    assert np.isnan(places_of(Features(asked, np.zeros((4, 128), np.float32)), few, CAMERA, 0.2)).all()
+    assert np.isnan(places_of(Features(asked, np.zeros((4, 128), np.uint8)), few, CAMERA, 0.2)).all()
 
 
 @pytest.mark.parametrize("prior", [TRUTH @ OFF, None], ids=["tracking", "global"])
@@ -98,7 +109,7 @@ def test_in_a_map_of_finer_voxels_all_is_smaller(place: Place, tmp_path: Path) -
     quarter = replace(points, xyz=points.xyz * np.float32(0.25))
     point_map = write_map(tmp_path / "map", quarter, MapInfo(voxel_size=0.05, tile_size=5.0))
     images = [replace(image, map_from_camera=scaled_pose(image.map_from_camera, 0.25)) for image in place.images]
-    finder = SiftFinder(index_images(point_map, images), 0.25)
+    finder = SiftFinder(lifted(point_map, images), 0.25)
     for prior in (scaled_pose(TRUTH @ OFF, 0.25), None):
         found = finder.localize(photograph(WORLD, TRUTH), CAMERA, prior)
         assert found.map_from_camera is not None
@@ -127,31 +138,105 @@ def test_views_that_look_elsewhere_or_lie_far_away_are_not_asked(place: Place) -
     """The only view near the prior looks back: nothing can match."""
     behind = [view for view in place.views if view.map_from_camera[0, 2] < 0]
     found = SiftFinder(behind).localize(photograph(WORLD, TRUTH), CAMERA, TRUTH @ OFF)
-    assert found.status == "refused" and found.num_matches == 0
+    assert found.status == "refused"
     assert SiftFinder([]).localize(photograph(WORLD, TRUTH), CAMERA).status == "refused"
-    one = SiftSettings(views=1)
+    one = replace(SIFT_SETTINGS, views=1)
     assert SiftFinder(place.views, settings=one).localize(photograph(WORLD, SEEN[2]), CAMERA).status == "ok"
+
+
+def brute_force(asked: np.ndarray, known: np.ndarray, allowed: np.ndarray) -> list[tuple[int, int]]:
+    distance = np.linalg.norm(asked[:, None] - known, axis=2)
+    distance[~allowed] = 2
+    expected = []
+    for row in range(len(asked)):
+        best = int(distance[row].argmin())
+        second = np.partition(distance[row], 1)[1]
+        alike = 1 - distance[row, best] ** 2 / 2 > 0.7
+        if alike and distance[row, best] < 0.8 * second and distance[:, best].argmin() == row:
+            expected.append((row, best))
+    return expected
 
 
 def test_matches_are_those_of_brute_force() -> None:
     rng = np.random.default_rng(0)
-    known = rng.uniform(size=(200, 128)).astype(np.float32) ** 4
-    asked = known[rng.permutation(200)[:80]] + 0.1 * rng.uniform(size=(80, 128)).astype(np.float32)
-    known, asked = (each / np.linalg.norm(each, axis=1, keepdims=True) for each in (known, asked))
-    allowed = rng.uniform(size=(80, 200)) < 0.5
-    for mask in (None, allowed):
-        rows, columns = match(asked, known, mask)
-        distance = np.linalg.norm(asked[:, None] - known, axis=2)
-        distance[~(np.ones_like(allowed) if mask is None else mask)] = 2
-        expected = []
-        for row in range(80):
-            best = int(distance[row].argmin())
-            second = np.partition(distance[row], 1)[1]
-            alike = 1 - distance[row, best] ** 2 / 2 > 0.7
-            if alike and distance[row, best] < 0.8 * second and distance[:, best].argmin() == row:
-                expected.append((row, best))
-        assert expected and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    assert len(match(asked[:1], known)[0]) == 0  # one alone has no second
+    known = (255 * rng.uniform(size=(700, 128)) ** 4).astype(np.uint8)
+    asked = np.clip(known[rng.permutation(700)[:300]] + rng.uniform(0, 12, size=(300, 128)), 0, 255).astype(np.uint8)
+    features = Features(rng.uniform(0, 500, (300, 2)).astype(np.float32), asked)
+    unit = unit_descriptors(known)
+    rows, columns = match(features.unit, unit)
+    expected = brute_force(features.unit, unit, np.ones((300, 700), bool))
+    assert len(expected) > 100 and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+    assert len(match(features.unit[:1], unit)[0]) == 0  # one alone has no second
+    # The same in windows, some of which hold nothing.
+    low = rng.uniform(-100, 400, (700, 2))
+    low[::9] = np.inf
+    windows = Windows(low, low + rng.uniform(100, 400, (700, 2)))
+    rows, columns = match_in_windows(features, unit, windows)
+    allowed = np.array(
+        [[(low[k] < p).all() and (p < windows.high[k]).all() for k in range(700)] for p in features.pixels]
+    )
+    expected = brute_force(features.unit, unit, allowed)
+    assert len(expected) > 20 and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
+    nothing = Windows(np.full((700, 2), np.inf), np.full((700, 2), np.inf))
+    assert len(match_in_windows(features, unit, nothing)[0]) == 0
+
+
+def test_what_the_map_keeps_is_what_the_images_gave(place: Place, tmp_path: Path) -> None:
+    point_map = write_map(
+        tmp_path / "map", WORLD.map_points(0.2), MapInfo(voxel_size=0.2, origin=[1000.0, -500.0, 20.0])
+    )
+    shift = np.array([1000.0, -500, 20])
+    images = [replace(image, map_from_camera=se3.moved(image.map_from_camera, shift)) for image in place.images]
+    again = replace(images[0], map_from_camera=se3.moved(images[0].map_from_camera, np.array([0.3, 0, 0])))
+    assert point_map.landmarks(shift, 100.0) == []
+    gather_landmarks(point_map, [*images, again])
+    kept = MapInUnits(PointMap.open(tmp_path / "map")).landmarks(shift + [2.5, 5, 0], 100.0)
+    assert len(kept) == len(images)  # the last shows what another does
+    for view, expected in zip(kept, place.views, strict=True):
+        most = len(view)
+        assert most == len(expected) or most == 1500
+        np.testing.assert_allclose(view.map_from_camera[:3, 3] - shift, expected.map_from_camera[:3, 3])
+        np.testing.assert_array_equal(view.descriptors, expected.descriptors[:most])
+        np.testing.assert_allclose(view.xyz - shift, expected.xyz[:most], atol=1e-3)
+    near = MapInUnits(point_map).landmarks(shift + [1.0, 5, 0], 1.0)
+    assert len(near) == 2
+    around = SurroundingLandmarks(MapInUnits(point_map))
+    place_there = se3.moved(TRUTH, shift)
+    assert len(around.of(place_there)) == 3 and around.of(place_there) == []  # those that look back are not given
+
+
+def test_landmarks_that_are_broken_are_an_error_and_a_failed_writer_changes_nothing(
+    place: Place, tmp_path: Path
+) -> None:
+    point_map = write_map(tmp_path / "map", WORLD.map_points(0.2), MapInfo(voxel_size=0.2))
+    with pytest.raises(RuntimeError), LandmarkWriter(point_map.path) as writer:
+        writer.add(place.views[0])
+        raise RuntimeError("stopped")
+    assert point_map.landmark_store is None
+    broken = replace(place.images[0], path=tmp_path / "none.png")
+    gather_landmarks(point_map, [broken, place.images[1]])
+    assert len(PointMap.open(point_map.path).landmarks(np.zeros(3), 100.0)) == 1
+    whole = (point_map.path / FEATURES_FILE).read_bytes()
+    for content in (whole[:-200], b"", b"no array"):
+        (point_map.path / FEATURES_FILE).write_bytes(content)
+        with pytest.raises(MapError, match=VIEWS_FILE):
+            PointMap.open(point_map.path).landmarks(np.zeros(3), 100.0)
+
+
+def test_two_places_that_look_the_same_are_both_told(place: Place) -> None:
+    """The room once more, 40 m away."""
+    copies = [
+        LandmarkView(se3.moved(view.map_from_camera, np.array([40.0, 0, 0])), view.descriptors, view.xyz + [40.0, 0, 0])
+        for view in place.views
+    ]
+    seen = Sighting(photograph(WORLD, TRUTH), CAMERA)
+    both = LandmarkFinder().recognize(seen.features, seen.camera, [*place.views, *copies])
+    assert sorted(round(one.map_from_camera[0, 3] - TRUTH[0, 3]) for one in both) == [0, 40]
+    assert len(LandmarkFinder().recognize(seen.features, seen.camera, place.views)) == 1
+    finder = LandmarkFinder()
+    found = finder.find(seen.features, seen.camera, place.views, TRUTH @ OFF)
+    assert found is not None
+    assert finder.agreeing(found, found.map_from_camera, CAMERA) > 5 * finder.agreeing(found, TRUTH @ OFF, CAMERA)
 
 
 def test_images_that_are_none_are_an_error(place: Place, tmp_path: Path) -> None:
@@ -161,7 +246,7 @@ def test_images_that_are_none_are_an_error(place: Place, tmp_path: Path) -> None
     (tmp_path / "broken.png").write_bytes(b"no image")
     broken = replace(place.images[0], path=tmp_path / "broken.png")
     with pytest.raises(InputError, match=r"broken\.png"):
-        index_images(place.point_map, [broken])
+        lift_features(place.point_map, broken)
 
 
 def test_visible_points_are_where_opencv_projects_them(place: Place) -> None:
