@@ -7,6 +7,7 @@
 | latency_seconds                          | from the stamp of the image of the last pose until it was published      |
 | seconds                                  | what the last image took to localize                                     |
 | matches, inliers, score, belief          | of the last image                                                        |
+| landmarks                                | of the last image: features that show one; empty where they gave no pose |
 | refinement                               | of the last image: none, taken and what it cost, or given up and why      |
 | refinements_given_up                     | of all that were tried, since the node started                           |
 | last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
@@ -90,6 +91,7 @@ class LocalizerHealth(Health):
 
     def settled(self, stamp: int, found: Localization, tracker: Tracker, believed: bool) -> None:
         """Tells what became of the image of a stamp (ns): a pose that was published, or why there was none."""
+        evidence = found.evidence if isinstance(found.evidence, Evidence) else None
         self.note(
             state=tracker.state.value,
             image_stamp=stamp,
@@ -97,7 +99,8 @@ class LocalizerHealth(Health):
             seconds=f"{found.seconds:.3f}",
             matches=found.num_matches,
             inliers=found.num_inliers,
-            score=f"{found.evidence.score:.3f}" if isinstance(found.evidence, Evidence) else "",
+            score=f"{evidence.score:.3f}" if evidence else "",
+            landmarks=evidence.landmarks if evidence and evidence.landmarks is not None else "",
             belief=f"{found.belief:.3f}",
         )
         self._tell_refinement(found.refinement)
