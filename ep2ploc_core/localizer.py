@@ -14,10 +14,10 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
-from ep2ploc_core.landmarks.finder import LandmarkFinder
+from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.landmarks.sighting import Sighting
-from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
+from ep2ploc_core.landmarks.surroundings import RADIUS, SurroundingLandmarks
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, LocalizerSettings, Pass
 from ep2ploc_core.map.place_index import PlaceIndex, impression
@@ -41,6 +41,7 @@ from ep2ploc_core.visibility import remove_invisible
 LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
 ORIGIN_STEP = 4.0  # units; from one local origin to the next
 GREATEST_MARGIN = 0.3  # nats per point, of score; more tells nothing more
+CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that without cannot both be right
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
 
 
@@ -121,7 +122,8 @@ class Localizer:
         image: `(H, W, 3)` RGB or `(H, W)` grey, uint8. prior: a guess of map_from_camera `(4, 4)`, wrong by no more
         than START_RANGE units: to the sides and ahead about ten voxels of the map (2 m with voxels of 0.2 m), in height
         a quarter of it; 10 degrees of yaw, 3 degrees of pitch and roll; without one the places of the map are searched.
-        Raises InputError when image and camera do not fit, MapError when the map was not encoded with this network.
+        Raises InputError when image and camera do not fit, MapError when the map was not encoded with this network, or
+        its landmarks are broken.
         """
         unit = unit_of(self.point_map.voxel_size)
         found = self._localize_in_units(image, camera, None if prior is None else scaled_pose(prior, 1 / unit))
@@ -197,7 +199,9 @@ class Localizer:
             if settings.landmarks:
                 landmarks += around.of(start)
         best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
-        recognized = self.landmark_finder.recognize(query.sighting.features, query.sighting.camera, landmarks)
+        recognized: list[LandmarkPose] = []
+        if landmarks:
+            recognized = self.landmark_finder.recognize(query.sighting.features, query.sighting.camera, landmarks)
         starts = [tried[number][1] for number in sorted(best)] + [one.map_from_camera for one in recognized]
         found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
         if not found:
@@ -376,12 +380,12 @@ class Localizer:
         self, query: Query, points: MapPoints, origin: np.ndarray, prior: np.ndarray, box: Box, found: Localization
     ) -> Localization:
         """The last pass and the refinement once more, from the pose that the landmarks give, and counted together with
-        that; what was found without them where they give none."""
-        views = SurroundingLandmarks(MapInUnits(self.point_map)).of(prior)
+        that; what was found without them where they give none, or one that is less likely to be right."""
+        views = MapInUnits(self.point_map).landmarks(prior[:3, 3], RADIUS)
         if not views:
             return found
-        camera = query.sighting.camera
-        seen = self.landmark_finder.find(query.sighting.features, camera, views, prior)
+        finder, camera = self.landmark_finder, query.sighting.camera
+        seen = finder.find(query.sighting.features, camera, views, prior)
         if seen is None:
             return found
         guess = torch.from_numpy(moved(seen.map_from_camera, -origin)).float().to(self.device)
@@ -392,17 +396,30 @@ class Localizer:
         again = self._refine(query, [matching], origin, found.evidence.margin)
         assert again.map_from_camera is not None and again.covariance is not None
         assert isinstance(again.evidence, Evidence)
-        agreeing = self.landmark_finder.agreeing(seen, again.map_from_camera, camera)
-        evidence = replace(again.evidence, landmarks=agreeing)
         pose, covariance = fuse_poses(
             again.map_from_camera, again.covariance, seen.map_from_camera,
             seen.covariance * self.settings.landmarks_scale,
         )  # fmt: skip
-        covariance += np.diag(np.repeat(self.settings.landmarks_sigma, 3) ** 2)
+        agreeing = finder.agreeing(seen, pose, camera)
+        if agreeing < finder.settings.least_inliers:  # the network says otherwise, and the two are not reconciled
+            return found
+        pixels = (again.pixels + 0.5) / query.scale - 0.5
+        kept = self._agreeing(query, Matches(again.points_map, pixels, np.ones(len(pixels))), pose)
+        evidence = replace(again.evidence, spread=found.evidence.spread, landmarks=agreeing)
+        assert found.map_from_camera is not None
+        if se3.pose_error(found.map_from_camera, pose)[0] > CONTRADICTION and belief(evidence) < found.belief:
+            return found
         return replace(
-            again, map_from_camera=pose, candidate=pose, covariance=covariance, evidence=evidence,
+            again,
+            map_from_camera=pose,
+            candidate=pose,
+            covariance=covariance + np.diag(np.repeat(self.settings.landmarks_sigma, 3) ** 2),
+            num_inliers=int(kept.sum()),
+            points_map=again.points_map[kept],
+            pixels=again.pixels[kept],
+            evidence=evidence,
             belief=belief(evidence),
-        )  # fmt: skip
+        )
 
     def _is_to_be_aligned(self, view: PointView) -> bool:
         """Whether the pose found from these points is to be refined; "auto" leaves it where no images made the map."""

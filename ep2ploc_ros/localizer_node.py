@@ -228,7 +228,9 @@ class LocalizerNode(RunnableNode):
             network = network_for(described, self._settings.checkpoint)
             device = device_for(self._settings.device)
             settings = self._localizer_settings(self._settings)
-            submaps = self._submaps.begin(network.fingerprint, described.voxel_size, described.landmarks > 0)
+            submaps = self._submaps.begin(
+                network.fingerprint, described.voxel_size, settings.landmarks and described.landmarks > 0
+            )
             self._localizer = Localizer(network, submaps, device, settings)
         except Exception as error:
             self._health.report(ERROR, f"{error}")  # stays until the map or a parameter is put right

@@ -29,8 +29,8 @@ class MapDescription:
     landmarks: int = 0
 
     @classmethod
-    def of(cls, point_map: PointMap, places: int = 0) -> MapDescription:
-        """What there is to say about an open map with so many places."""
+    def of(cls, point_map: PointMap, places: int = 0, landmarks: int = 0) -> MapDescription:
+        """What there is to say about an open map with so many places and landmarks."""
         file = point_map.path / SITE_CHECKPOINT
         return cls(
             path=str(point_map.path.resolve()),
@@ -40,7 +40,7 @@ class MapDescription:
             voxel_size=float(point_map.info.voxel_size),
             num_points=len(point_map),
             places=places,
-            landmarks=0 if point_map.landmark_store is None else len(point_map.landmark_store),
+            landmarks=landmarks,
         )
 
     def to_message(self) -> String:

@@ -18,6 +18,7 @@ from sensor_msgs.msg import PointCloud2
 from std_msgs.msg import Header, String
 
 from ep2ploc_core.errors import Ep2plocError, InputError, MapError
+from ep2ploc_core.landmarks.store import LandmarkStore
 from ep2ploc_core.map.place_index import NO_PLACES, open_places
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.clouds import cloud_from_landmarks, cloud_from_places, cloud_from_points
@@ -26,7 +27,7 @@ from ep2ploc_ros.map_info import MapDescription
 from ep2ploc_ros.parameters import MapServerParameters, declare, follow_changes
 from ep2ploc_ros.running import RunnableNode, run
 
-_LANDMARKS_SHARE = 0.5  # of the submap's radius: images from farther away show little of what is there
+_LANDMARKS_SHARE = 0.7  # of the submap's radius: images from farther away show little of what is there
 LATCHED = QoSProfile(depth=1, durability=DurabilityPolicy.TRANSIENT_LOCAL)
 
 
@@ -38,6 +39,7 @@ class MapServerNode(RunnableNode):
         self._settings = declare(self, MapServerParameters)
         self._health = Health(self)
         self._map: PointMap | None = None
+        self._landmarks: LandmarkStore | None = None
         self._info_publisher = self.create_publisher(String, "map_info", LATCHED)
         self._points_publisher = self.create_publisher(PointCloud2, "map_points", LATCHED)
         self._places_publisher = self.create_publisher(PointCloud2, "map_places", LATCHED)
@@ -84,9 +86,14 @@ class MapServerNode(RunnableNode):
         except MapError as error:
             self.get_logger().error(str(error))  # with a first guess the map serves all the same
             places = NO_PLACES
-        described = MapDescription.of(point_map, len(places))
+        try:
+            landmarks = point_map.landmark_store
+        except MapError as error:
+            self.get_logger().error(str(error))
+            landmarks = None
+        described = MapDescription.of(point_map, len(places), len(landmarks) if landmarks else 0)
         self._publish_points(point_map)
-        self._map = point_map
+        self._map, self._landmarks = point_map, landmarks
         self._places_publisher.publish(cloud_from_places(places, point_map.origin, self._header()))
         self._info_publisher.publish(described.to_message())
         self.get_logger().info(f"serving {point_map.path} with {len(point_map)} points")
@@ -107,8 +114,8 @@ class MapServerNode(RunnableNode):
             header = Header(frame_id=self._settings.map_frame, stamp=request.header.stamp)
             points = point_map.query(centre, self._settings.submap_radius)
             self._submap_publisher.publish(cloud_from_points(points, header))
-            if point_map.landmark_store is not None:
-                views = point_map.landmarks(centre, _LANDMARKS_SHARE * self._settings.submap_radius)
+            if self._landmarks is not None:
+                views = self._landmarks.near(centre, _LANDMARKS_SHARE * self._settings.submap_radius)
                 self._landmarks_publisher.publish(cloud_from_landmarks(views, point_map.origin, header))
         except (Ep2plocError, OSError, ValueError) as error:
             self._health.reject(f"A submap was not sent: {error}")

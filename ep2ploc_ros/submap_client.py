@@ -87,20 +87,23 @@ class SubmapClient:
         self, node: Node, map_frame: str, refresh: float, receive: Callable[[str, float], PointCloud2 | None]
     ) -> None:
         self.cache = SubmapCache("", voxel_size=0.2)
+        self._node = node
         self._map_frame = map_frame
         self.refresh = refresh
         self._receive = receive
         self._asked: dict[int, np.ndarray] = {}  # centres, by the stamp of the request
         self._asked_at = 0.0
-        self._has_landmarks = False
+        self._waits_for_landmarks = False
         self._early: PointCloud2 | None = None
-        self._stamp = 0  # of the submap that is held
+        self._landmarks_of: int | None = None  # the stamp of the submap whose landmarks are held
+        self._stamp: int | None = None  # of the submap that is held
         self._publisher = node.create_publisher(PoseStamped, "submap_request", QoSProfile(depth=2))
 
     def begin(self, checkpoint: str, voxel_size: float, has_landmarks: bool) -> SubmapCache:
         """Starts with nothing at hand, for a map with voxels of this size, encoded by the network of this
         fingerprint, with landmarks or without."""
-        self._has_landmarks = has_landmarks
+        self._waits_for_landmarks = has_landmarks
+        self._early = self._landmarks_of = self._stamp = None
         self.cache = SubmapCache(checkpoint, voxel_size, self._fetch)
         self._asked.clear()
         return self.cache
@@ -127,12 +130,23 @@ class SubmapClient:
             message = self._receive("submap", _ASK_AGAIN_SECONDS)
             if message is not None:
                 self.take(message)
-                if self._has_landmarks:
-                    landmarks = self._receive("submap_landmarks", _ASK_AGAIN_SECONDS)
-                    if landmarks is not None:
-                        self.take_landmarks(landmarks)
+                self._await_landmarks()
             elif time.monotonic() > until or time.monotonic() < asked + _ASK_AGAIN_SECONDS / 2:  # the node is ending
                 raise MapError("The map_server sends no submap; is it running, and is its topic submap connected?")
+
+    def _await_landmarks(self) -> None:
+        """Waits for the landmarks of the submap at hand; where they fail to come, not again until some came."""
+        until = time.monotonic() + _ASK_AGAIN_SECONDS
+        while self._waits_for_landmarks and self._landmarks_of != self._stamp:
+            message = self._receive("submap_landmarks", max(0.0, until - time.monotonic()))
+            if message is None:
+                self._waits_for_landmarks = False
+                return
+            try:
+                self.take_landmarks(message)
+            except InputError as error:  # a search can do without
+                self._node.get_logger().warning(str(error))
+                self._waits_for_landmarks = False
 
     def take(self, message: PointCloud2) -> None:
         """Holds a submap that was asked for; others are none of ours. Raises InputError when it cannot be used."""
@@ -165,6 +179,7 @@ class SubmapClient:
         if message.header.frame_id != self._map_frame:
             raise InputError(f"The landmarks come in the frame '{message.header.frame_id}'.")
         self.cache.hold_landmarks(views)
+        self._landmarks_of, self._waits_for_landmarks = stamp, True
 
     def _ask(self, header: Header, map_from_camera: np.ndarray) -> None:
         now, position = time.monotonic(), map_from_camera[:3, 3]

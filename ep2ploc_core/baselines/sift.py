@@ -10,9 +10,9 @@ import numpy as np
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.landmarks.features import detect
 from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkSettings
-from ep2ploc_core.landmarks.grey_image import grey_image
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.landmarks.lifting import MOST_FEATURES
+from ep2ploc_core.landmarks.sighting import seen_by_landmarks
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.unit import scaled_pose
 
@@ -33,7 +33,7 @@ class SiftFinder:
         """As `Localizer.localize`, but without a covariance: that of the matches alone (`pose.pnp`) knows nothing
         of the errors that all features of a mapping image share, and is many times too small."""
         begin = time.perf_counter()
-        grey, pinhole = grey_image(image, camera)
+        grey, pinhole = seen_by_landmarks(image, camera)
         features = detect(grey, MOST_FEATURES)
         if prior is None:
             recognized = self.finder.recognize(features, pinhole, self.views)
@@ -45,8 +45,8 @@ class SiftFinder:
         else:
             found = Localization(
                 "ok", map_from_camera=pose.map_from_camera, candidate=pose.map_from_camera,
-                num_matches=len(pose.feature), num_inliers=pose.num_agreeing, points_map=pose.xyz[pose.inliers],
-                pixels=pose.pixels[pose.inliers],
+                num_matches=len(pose.inliers), num_inliers=pose.num_agreeing,
+                points_map=pose.matches.xyz[pose.inliers], pixels=pose.matches.pixels[pose.inliers],
             )  # fmt: skip
         found = found.scaled(self.unit)
         return replace(found, seconds=time.perf_counter() - begin)

@@ -29,7 +29,7 @@ class LandmarkSettings:
     pixels beyond which a match is surely wrong; scale: pixels at which the robust cost begins to discount one.
     second_round: the share of the prior's box that the first round's pose may be off. least_inliers: features of the
     image that have to agree with a pose in the first round. rival_distance: units beyond which images show another
-    place."""
+    place; farthest_view: and within which the nearest matched image has to be of the pose."""
 
     views: int = 8
     turned: float = 60.0
@@ -39,21 +39,30 @@ class LandmarkSettings:
     second_round: float = 0.15
     least_inliers: int = 12
     rival_distance: float = 15.0
+    farthest_view: float = 25.0
+
+
+@dataclass
+class LandmarkMatches:
+    """Which `feature` `(M,)` of the image, at `pixels` `(M, 2)`, shows which place `xyz` `(M, 3)`."""
+
+    feature: np.ndarray
+    pixels: np.ndarray
+    xyz: np.ndarray
 
 
 @dataclass
 class LandmarkPose:
     """What the landmarks tell: map_from_camera `(4, 4)` in units; its covariance `(6, 6)` from the scatter of the
-    inliers, which knows nothing of the errors that they share; the matches: which `feature` `(M,)` of the image, at
-    `pixels` `(M, 2)`, shows the place `xyz` `(M, 3)`, and which of them are inliers. num_agreeing: features of the
-    image that agreed in the first round: those of the second were looked for where they had to be."""
+    inliers, which knows nothing of the errors that they share; the matches, and which of them are inliers `(M,)`.
+    unguided: the matches that are evidence, of the first round; those of the second were looked for where they had to
+    be. num_agreeing: how many features of the image have one that agreed."""
 
     map_from_camera: np.ndarray
     covariance: np.ndarray
-    feature: np.ndarray
-    pixels: np.ndarray
-    xyz: np.ndarray
+    matches: LandmarkMatches
     inliers: np.ndarray
+    unguided: LandmarkMatches
     num_agreeing: int
 
 
@@ -70,7 +79,7 @@ class LandmarkFinder:
         views = self._near(views, start)
         windows = [_windows(view.xyz, start, 1.0, camera) for view in views]
         found = self._find(features, camera, views, windows)
-        return None if found is None or share_of_box(start, found.map_from_camera) > 1 else found
+        return found if found is not None and share_of_box(start, found.map_from_camera) <= 1 else None
 
     def recognize(self, features: Features, camera: Camera, views: Iterable[LandmarkView]) -> list[LandmarkPose]:
         """The pose without a first guess, and the best of another place, the rival, where there is one; none or one
@@ -85,9 +94,10 @@ class LandmarkFinder:
         return [best] if rival is None else [best, rival]
 
     def agreeing(self, found: LandmarkPose, map_from_camera: np.ndarray, camera: Camera) -> int:
-        """How many features of the image have a match that agrees with another pose `(4, 4)` than the one found."""
-        errors = reprojection_errors(map_from_camera, found.xyz, found.pixels, camera.matrix)
-        return len(np.unique(found.feature[errors < 3 * self.settings.scale]))
+        """How many features of the image have an unguided match that agrees with a pose `(4, 4)`."""
+        matches = found.unguided
+        errors = reprojection_errors(map_from_camera, matches.xyz, matches.pixels, camera.matrix)
+        return len(np.unique(matches.feature[errors < 3 * self.settings.scale]))
 
     def _find(
         self, features: Features, camera: Camera, views: list[LandmarkView], windows: list[Windows] | None
@@ -97,12 +107,15 @@ class LandmarkFinder:
         first = self._solve(features, camera, views, windows)
         if first is None or first.num_agreeing < self.settings.least_inliers:
             return None
+        away = [np.linalg.norm((view.map_from_camera - first.map_from_camera)[:3, 3]) for view in views]
+        if not min(away) < self.settings.farthest_view:  # one clump of features says little of where the camera is
+            return None
         share = self.settings.second_round
         windows = [_windows(view.xyz, first.map_from_camera, share, camera) for view in views]
         again = self._solve(features, camera, views, windows)
         if again is None or again.num_agreeing <= first.num_agreeing:
             return first
-        return replace(again, num_agreeing=first.num_agreeing)
+        return replace(again, unguided=first.unguided, num_agreeing=first.num_agreeing)
 
     def _solve(
         self, features: Features, camera: Camera, views: list[LandmarkView], windows: list[Windows] | None
@@ -116,15 +129,15 @@ class LandmarkFinder:
             feature.append(mine)
             xyz.append(view.xyz[theirs])
         matched, places = np.concatenate(feature), np.concatenate(xyz)
-        pixels = features.pixels[matched].astype(np.float64)
-        start = solve_ransac(places, pixels, camera.matrix, self.settings.threshold)
+        matches = LandmarkMatches(matched, features.pixels[matched].astype(np.float64), places)
+        start = solve_ransac(places, matches.pixels, camera.matrix, self.settings.threshold)
         if start is None:
             return None
-        solved = refine(start, places, pixels, np.ones(len(pixels)), camera.matrix, self.settings.scale)
+        solved = refine(start, places, matches.pixels, np.ones(len(places)), camera.matrix, self.settings.scale)
         agreeing = len(np.unique(matched[solved.inliers]))
         return LandmarkPose(
-            solved.map_from_camera, solved.covariance, matched, pixels, places, solved.inliers, agreeing
-        )
+            solved.map_from_camera, solved.covariance, matches, solved.inliers, matches, agreeing
+        )  # fmt: skip
 
     def _near(self, views: list[LandmarkView], start: np.ndarray) -> list[LandmarkView]:
         """The views nearest to a first guess `(4, 4)` that look about the same way."""
@@ -134,16 +147,10 @@ class LandmarkFinder:
         return [views[number] for number in np.argsort(away, kind="stable")[: self.settings.views]]
 
     def _voted(self, features: Features, views: Iterable[LandmarkView]) -> list[LandmarkView]:
-        """Some of the views that the image's strongest features match most, best first; of a long way only those are
-        held in memory."""
+        """The views, those first that the image's strongest features match most."""
         asked = features.unit[: self.settings.voters]
-        kept: list[tuple[int, int, LandmarkView]] = []  # votes, number, view
-        for number, view in enumerate(views):
-            votes = len(match(asked, view.strongest(self.settings.voters).unit)[0])
-            kept.append((-votes, number, view))
-            if len(kept) > 16 * self.settings.views:
-                kept = sorted(kept, key=lambda one: one[:2])[: 8 * self.settings.views]
-        return [view for _, _, view in sorted(kept, key=lambda one: one[:2])]
+        voted = [(len(match(asked, view.strongest(self.settings.voters).unit)[0]), view) for view in views]
+        return [view for _, view in sorted(voted, key=lambda one: -one[0])]
 
 
 def _windows(xyz: np.ndarray, pose: np.ndarray, share: float, camera: Camera) -> Windows:

@@ -9,8 +9,8 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.kitti import read_image
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.landmarks.features import Features, detect
-from ep2ploc_core.landmarks.grey_image import grey_image
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.sighting import seen_by_landmarks
 from ep2ploc_core.map.point_map import MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose
 from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
@@ -24,7 +24,7 @@ def lift_features(point_map: MapSource, image: PosedImage) -> LandmarkView:
     """The features of a mapping image that have a place, in metres relative to the map's origin. Those without, in the
     sky or at an edge of what is near, are left out. Raises InputError when the image cannot be read."""
     units = MapInUnits(point_map)
-    grey, camera = grey_image(read_image(image.path), image.camera)
+    grey, camera = seen_by_landmarks(read_image(image.path), image.camera)
     pose = scaled_pose(image.map_from_camera, 1 / units.unit)
     features = detect(grey, MOST_FEATURES)
     xyz = places_of(features, visible_points(units, pose, camera), camera, units.voxel_size)

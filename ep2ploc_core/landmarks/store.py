@@ -64,8 +64,8 @@ class LandmarkStore:
 
 
 class LandmarkWriter:
-    """Puts landmarks into a map directory, view after view, in place of those that it had once it is closed; left by an
-    exception it leaves all as it was."""
+    """Puts landmarks into a map directory, view after view, in place of those that it had once it is closed. Left by an
+    exception, or without a view, it leaves all as it was."""
 
     def __init__(self, map_path: Path) -> None:
         self._path = map_path
@@ -86,12 +86,10 @@ class LandmarkWriter:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         with self._scratch:
-            if kind is not None:
+            if kind is not None or not self._written:
                 return
             self._scratch.flush()
-            features = np.zeros(0, FEATURE_TYPE)
-            if self._written:
-                features = np.memmap(self._scratch, FEATURE_TYPE, "r", shape=(self._written,))
+            features = np.memmap(self._scratch, FEATURE_TYPE, "r", shape=(self._written,))
             (self._path / VIEWS_FILE).unlink(missing_ok=True)  # it says that all is there
             save_array(self._path / FEATURES_FILE, features)
             save_array(self._path / VIEWS_FILE, np.array(self._table, VIEW_TYPE))

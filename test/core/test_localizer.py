@@ -1,5 +1,6 @@
 """The whole way in the core, on a small site that the network has learned."""
 
+import shutil
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -10,6 +11,8 @@ import pytest
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
+from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.store import LandmarkWriter
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.encode import encode_map
@@ -62,6 +65,25 @@ def test_landmarks_are_asked_where_a_pose_is_unsure_and_counted_with_it(site, le
     bare = Localizer(lenient.network, lenient.point_map, settings=replace(lenient.settings, sure_sigma=0.0))
     other = bare.localize(site.image[:, ::-1].copy(), site.camera, site.prior)  # a mirror image shows none of them
     assert other.evidence is None or other.evidence.landmarks is None
+
+
+def test_landmarks_that_contradict_what_the_image_shows_make_no_wrong_pose_sure(
+    site, localizer: Localizer, tmp_path: Path
+) -> None:
+    """As if what they show stood once more, two steps on."""
+    shutil.copytree(site.map_path, tmp_path / "map")
+    elsewhere = PointMap.open(tmp_path / "map")
+    aside = 1.5 * site.truth[:3, 0] + 0.8 * site.truth[:3, 2]
+    views = elsewhere.landmarks(site.truth[:3, 3], 1000.0)
+    with LandmarkWriter(elsewhere.path) as writer:
+        for view in views:
+            pose = se3.moved(view.map_from_camera, aside)
+            writer.add(LandmarkView(pose, view.descriptors, (view.xyz + aside).astype(np.float32)))
+    settings = LocalizerSettings(sure_sigma=0.0)
+    found = Localizer(localizer.network, PointMap.open(elsewhere.path), settings=settings).localize(
+        site.image, site.camera, site.prior
+    )
+    assert found.map_from_camera is None or se3.pose_error(found.map_from_camera, site.truth)[0] < 0.5
 
 
 def test_the_same_input_gives_the_same_pose(site, lenient: Localizer) -> None:

@@ -77,7 +77,7 @@ def test_landmarks_come_with_a_submap(listener, start, small_map: PointMap, tmp_
     assert MapDescription.from_message(infos[0]).landmarks == 90
     assert landmarks[0].header.stamp == request(50).header.stamp
     received = landmarks_from_cloud(landmarks[0])
-    expected = small_map.landmarks(np.array([50.0, 0, 0]), 10)
+    expected = small_map.landmarks(np.array([50.0, 0, 0]), 14)
     assert len(received) == len(expected) == 2
     for view, wanted in zip(received, expected, strict=True):
         assert np.array_equal(view.descriptors, wanted.descriptors) and np.array_equal(view.xyz, wanted.xyz)
