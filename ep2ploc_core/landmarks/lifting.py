@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from matplotlib.tri import Triangulation
 from scipy.spatial import Delaunay, QhullError
 
 from ep2ploc_core.camera import Camera
@@ -16,6 +17,7 @@ from ep2ploc_core.map.unit import MapInUnits, scaled_pose
 from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
 
 MOST_FEATURES = 4000  # of an image
+SMALLEST_AREA = 1e-6  # square pixels, twice that of a triangle: thinner ones tell nothing
 STEEPEST = 1.15  # depths of the three points around a feature may be so many times as large as each other
 FARTHEST_CORNER = 3.0  # spacings of the map that a feature may lie from each of them
 
@@ -40,22 +42,36 @@ def places_of(features: Features, seen: VisiblePoints, camera: Camera, spacing: 
     a plane. Where the three are not neighbours on one surface nothing is known.
     """
     xyz = np.full((len(features), 3), np.nan)
+    pixels, asked = seen.pixels.astype(np.float64), features.pixels.astype(np.float64)
     try:
-        mesh = Delaunay(seen.pixels.astype(np.float64))
+        mesh = Delaunay(pixels).simplices
     except (QhullError, ValueError):  # fewer than three points, or all in a row
         return xyz
-    triangle = mesh.find_simplex(features.pixels)
-    corners = mesh.simplices[triangle]
-    # Barycentric coordinates by the affine map that `Delaunay` keeps for each triangle.
-    affine = mesh.transform[triangle]
-    first = np.einsum("kij,kj->ki", affine[:, :2], features.pixels - affine[:, 2])
-    weights = np.c_[first, 1 - first.sum(1)]
+    mesh = mesh[np.abs(_twice_area(*pixels[mesh.T])) > SMALLEST_AREA]
+    if not len(mesh):
+        return xyz
+    # Not `Delaunay.find_simplex`: it solves a system of two equations per triangle by LAPACK, whose threads wait for
+    # each other on a busy machine many times as long as all else takes.
+    find = Triangulation(pixels[:, 0], pixels[:, 1], mesh).get_trifinder()
+    triangle = np.asarray(find(asked[:, 0], asked[:, 1]), np.int64)
+    corners = mesh[triangle]
+    first, second, third = pixels[corners.T]
+    weights = np.stack([_twice_area(asked, second, third), _twice_area(first, asked, third)], 1)
+    weights /= _twice_area(first, second, third)[:, None]
+    weights = np.c_[weights, 1 - weights.sum(1)]
     depths = seen.depths[corners].astype(np.float64)
     depth = 1 / (weights / depths).sum(1)
-    away = np.linalg.norm(seen.pixels[corners] - features.pixels[:, None], axis=2).max(1)
+    away = np.linalg.norm(pixels[corners] - asked[:, None], axis=2).max(1)
     known = (triangle >= 0) & (depths.max(1) < STEEPEST * depths.min(1))
     known &= away < FARTHEST_CORNER * spacing * camera.fx / depth
     rays = np.c_[(features.pixels - camera.intrinsics[2:]) / camera.intrinsics[:2], np.ones(len(features))]
     rotation, centre = seen.map_from_camera[:3, :3], seen.map_from_camera[:3, 3]
     xyz[known] = (rays[known] * depth[known, None]) @ rotation.T + centre
     return xyz
+
+
+def _twice_area(first: np.ndarray, second: np.ndarray, third: np.ndarray) -> np.ndarray:
+    """Of triangles with these corners `(K, 2)`, with a sign."""
+    one, other = second - first, third - first
+    area: np.ndarray = one[:, 0] * other[:, 1] - one[:, 1] * other[:, 0]
+    return area
