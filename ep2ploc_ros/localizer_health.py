@@ -54,6 +54,7 @@ class LocalizerHealth(Health):
         self._unanswered: deque[int] = deque(maxlen=_UNANSWERED)
         self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
         self.note(image_stamp=0, refused_in_a_row=0, seconds="", matches="", inliers="", score="", belief="")
+        self.note(landmarks="")
         self.note(camera_info_frame="", unanswered_stamps="", refinement="none", refinements_given_up="0 of 0")
 
     def watch_submaps(self, submaps: SubmapClient) -> None:
