@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -23,13 +23,13 @@ from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, Local
 from ep2ploc_core.map.place_index import PlaceIndex, impression
 from ep2ploc_core.map.point_map import MapPoints, MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
-from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, ImageFeatures, PointView
+from ep2ploc_core.matching import Matches, Matching, Query, first_points, show_inliers
+from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, PointView
 from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.alignment_trace import trace_alignment
 from ep2ploc_core.pose.belief import Evidence, belief
 from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
-from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import reprojection_errors
 from ep2ploc_core.pose.pose_posterior import Box, PosePosterior, pose_log_likelihood
 from ep2ploc_core.pose.score_search import search_pose
@@ -43,39 +43,6 @@ ORIGIN_STEP = 4.0  # units; from one local origin to the next
 GREATEST_MARGIN = 0.3  # nats per point, of score; more tells nothing more
 CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that without cannot both be right
 BROKEN = "The network's answers are no numbers: its weights are broken; train it again."
-
-
-@dataclass
-class Query:
-    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image; and as
-    landmarks are looked for in it."""
-
-    features: ImageFeatures
-    camera: Camera
-    intrinsics: Tensor
-    scale: np.ndarray
-    sighting: Sighting
-
-
-@dataclass
-class Matches:
-    """2D-3D matches: points `(M, 3)` relative to the local origin, pixels `(M, 2)` of the network's image, weights."""
-
-    points: np.ndarray
-    pixels: np.ndarray
-    weights: np.ndarray
-
-
-@dataclass
-class Matching:
-    """Scores of the points visible from one pose, `view` and `scores` of batch size 1; and the pose that fits them
-    best, `map_from_camera` `(4, 4)` float32, relative to the local origin, with its covariances `(6, 6)`."""
-
-    view: PointView
-    scores: PatchScores
-    map_from_camera: Tensor
-    covariance: Tensor
-    jackknife: Jackknife | None = None  # of the last pass
 
 
 class Localizer:
@@ -362,7 +329,7 @@ class Localizer:
         if not refinement.given_up:
             found.map_from_camera = found.candidate = moved(pose, origin)
             found.covariance = covariance * self.settings.fused_scale
-            _show(found, matches, agreeing, query, origin)
+            show_inliers(found, matches, agreeing, query, origin)
         if self._is_shown(last.view):  # else it is not known what likeness means
             evidence = replace(found.evidence, likeness=refinement.likeness, least_likeness=refinement.least_likeness)
             found = replace(found, evidence=evidence, belief=belief(evidence))
@@ -462,7 +429,7 @@ class Localizer:
         self, of: str, query: Query, view: PointView, start: Tensor, settings: AlignmentSettings, farthest: float
     ) -> Refinement:
         """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
-        view = _first_points(view, self.settings.alignment_points)
+        view = first_points(view, self.settings.alignment_points)
         dense = self.network.dense_features(query.features)
         levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
         prior = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
@@ -505,7 +472,7 @@ class Localizer:
             belief=belief(evidence),
             evidence=evidence,
         )
-        _show(found, matches, agreeing, query, origin)
+        show_inliers(found, matches, agreeing, query, origin)
         return found
 
     def _agreeing(self, query: Query, matches: Matches, map_from_camera: np.ndarray) -> np.ndarray:
@@ -531,21 +498,6 @@ class Localizer:
     @staticmethod
     def _refuse(reason: str, begin: float) -> Localization:
         return Localization("refused", reason, seconds=time.perf_counter() - begin)
-
-
-def _show(found: Localization, matches: Matches, agreeing: np.ndarray, query: Query, origin: np.ndarray) -> None:
-    """Takes those of the matches `(M,)` that agree with the pose for its inliers."""
-    found.num_inliers = int(agreeing.sum())
-    found.points_map = matches.points[agreeing] + origin
-    found.pixels = (matches.pixels[agreeing] + 0.5) * query.scale - 0.5
-
-
-def _first_points(view: PointView, count: int) -> PointView:
-    """The view with so many of its points; the first are spread over the image as evenly as all."""
-    return replace(
-        view, xyz=view.xyz[:, :count], attributes=view.attributes[:, :count], descriptors=view.descriptors[:, :count],
-        valid=view.valid[:, :count], appearance=None if view.appearance is None else view.appearance[:, :count],
-    )  # fmt: skip
 
 
 def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:

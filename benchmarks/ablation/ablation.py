@@ -31,9 +31,10 @@ from ep2ploc_core.datasets.sampling import start_sigma
 from ep2ploc_core.evaluation.protocols import TrackingProtocol, evaluate_tracking
 from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.evaluation.visibility import papers_visible
-from ep2ploc_core.localizer import Localizer, Matching, Query
+from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import FIRST_PASS, LocalizerSettings, Pass
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapPoints, PointMap
+from ep2ploc_core.matching import Matching, Query
 from ep2ploc_core.model.checkpoint import load_network, save_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.pose.jackknife import Jackknife

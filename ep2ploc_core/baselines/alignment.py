@@ -19,7 +19,7 @@ from scipy.spatial.transform import Rotation
 from scipy.stats import qmc
 
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.landmarks.grey_image import grey_image
+from ep2ploc_core.grey_image import grey_image
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.map.point_map import MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of

@@ -12,7 +12,7 @@ import torch
 
 from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, coarse_to_fine
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.landmarks.grey_image import values_at
+from ep2ploc_core.grey_image import values_at
 from ep2ploc_core.map.visible_points import VisiblePoints, spread_points
 from ep2ploc_core.visibility import VisibilitySettings, surface_depth
 

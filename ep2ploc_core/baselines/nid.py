@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from ep2ploc_core.baselines.alignment import NO_FIT, AlignmentPlan, Problem, coarse_to_fine
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.landmarks.grey_image import values_at
+from ep2ploc_core.grey_image import values_at
 from ep2ploc_core.map.visible_points import VisiblePoints, spread_points
 
 # Standard deviations that are surely noise, of intensities 0..1 and of grey values 0..255.

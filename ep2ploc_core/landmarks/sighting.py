@@ -8,8 +8,8 @@ import cv2
 import numpy as np
 
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.grey_image import grey_image
 from ep2ploc_core.landmarks.features import Features, detect
-from ep2ploc_core.landmarks.grey_image import grey_image
 
 MOST_FEATURES = 3000  # of an image
 GREATEST_WIDTH = 1300  # pixels; what is finer in larger images is beyond the accuracy of maps

@@ -17,7 +17,7 @@ from ep2ploc_core.baselines.depth_edges import EDGE_PLAN, DepthEdges, edge_angle
 from ep2ploc_core.baselines.nid import NID_PLAN, InformationDistance, local_contrast, nid
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import InputError
-from ep2ploc_core.landmarks.grey_image import grey_image
+from ep2ploc_core.grey_image import grey_image
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose
 from ep2ploc_core.map.visible_points import VisiblePoints, visible_points
