@@ -27,12 +27,12 @@ class Features:
         return len(self.pixels)
 
     @cached_property
-    def unit(self) -> np.ndarray:
-        """See `unit_descriptors`."""
-        return unit_descriptors(self.descriptors)
+    def root(self) -> np.ndarray:
+        """See `root_sift`."""
+        return root_sift(self.descriptors)
 
 
-def unit_descriptors(descriptors: np.ndarray) -> np.ndarray:
+def root_sift(descriptors: np.ndarray) -> np.ndarray:
     """RootSIFT `(K, 128)` float32 of SIFT descriptors `(K, 128)`: the scalar product of two is Hellinger's
     (Arandjelovic, Zisserman: Three things everyone should know to improve object retrieval, CVPR 2012)."""
     share = descriptors.astype(np.float32)
@@ -89,7 +89,7 @@ def match(asked: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def match_in_windows(features: Features, known: np.ndarray, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     """The same for features and the unit descriptors `(B, 128)` of landmarks, of which each may be in its window only:
     landmarks whose windows lie close together are compared with what features there are."""
-    asked = torch.from_numpy(features.unit)
+    asked = torch.from_numpy(features.root)
     best = torch.full((len(features), 2), -1.0)
     index = torch.zeros(len(features), 2, dtype=torch.long)
     nearest = torch.full((len(known),), -1)

@@ -123,9 +123,9 @@ class LandmarkFinder:
         feature, xyz = [np.zeros(0, np.int64)], [np.zeros((0, 3))]
         for number, view in enumerate(views):
             if windows is None:
-                mine, theirs = match(features.unit, view.unit)
+                mine, theirs = match(features.root, view.root)
             else:
-                mine, theirs = match_in_windows(features, view.unit, windows[number])
+                mine, theirs = match_in_windows(features, view.root, windows[number])
             feature.append(mine)
             xyz.append(view.xyz[theirs])
         matched, places = np.concatenate(feature), np.concatenate(xyz)
@@ -148,8 +148,8 @@ class LandmarkFinder:
 
     def _voted(self, features: Features, views: Iterable[LandmarkView]) -> list[LandmarkView]:
         """The views, those first that the image's strongest features match most."""
-        asked = features.unit[: self.settings.voters]
-        voted = [(len(match(asked, view.strongest(self.settings.voters).unit)[0]), view) for view in views]
+        asked = features.root[: self.settings.voters]
+        voted = [(len(match(asked, view.strongest(self.settings.voters).root)[0]), view) for view in views]
         return [view for _, view in sorted(voted, key=lambda one: -one[0])]
 
 

@@ -7,13 +7,14 @@ from functools import cached_property
 
 import numpy as np
 
-from ep2ploc_core.landmarks.features import unit_descriptors
+from ep2ploc_core.landmarks.features import root_sift
 
 
 @dataclass(frozen=True)
 class LandmarkView:
     """A mapping image: its pose map_from_camera `(4, 4)`, the SIFT descriptors `(K, 128)` uint8 of its features, the
-    strongest first, and their places xyz `(K, 3)` relative to the map's origin, in the lengths of the pose."""
+    strongest first, and their places xyz `(K, 3)`. A `MapSource` gives metres, xyz float32 relative to the map's
+    origin; `MapInUnits` gives units, xyz float64 in map coordinates."""
 
     map_from_camera: np.ndarray
     descriptors: np.ndarray
@@ -23,9 +24,9 @@ class LandmarkView:
         return len(self.descriptors)
 
     @cached_property
-    def unit(self) -> np.ndarray:
-        """See `unit_descriptors`."""
-        return unit_descriptors(self.descriptors)
+    def root(self) -> np.ndarray:
+        """See `root_sift`."""
+        return root_sift(self.descriptors)
 
     def strongest(self, most: int) -> LandmarkView:
         """So many of its features."""

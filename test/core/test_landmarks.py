@@ -17,7 +17,7 @@ from ep2ploc_core.baselines.sift import SIFT_SETTINGS, SiftFinder
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError, MapError
-from ep2ploc_core.landmarks.features import Features, Windows, match, match_in_windows, unit_descriptors
+from ep2ploc_core.landmarks.features import Features, Windows, match, match_in_windows, root_sift
 from ep2ploc_core.landmarks.finder import LandmarkFinder
 from ep2ploc_core.landmarks.gather import gather_landmarks
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
@@ -162,11 +162,11 @@ def test_matches_are_those_of_brute_force() -> None:
     known = (255 * rng.uniform(size=(700, 128)) ** 4).astype(np.uint8)
     asked = np.clip(known[rng.permutation(700)[:300]] + rng.uniform(0, 12, size=(300, 128)), 0, 255).astype(np.uint8)
     features = Features(rng.uniform(0, 500, (300, 2)).astype(np.float32), asked)
-    unit = unit_descriptors(known)
-    rows, columns = match(features.unit, unit)
-    expected = brute_force(features.unit, unit, np.ones((300, 700), bool))
+    unit = root_sift(known)
+    rows, columns = match(features.root, unit)
+    expected = brute_force(features.root, unit, np.ones((300, 700), bool))
     assert len(expected) > 100 and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
-    assert len(match(features.unit[:1], unit)[0]) == 0  # one alone has no second
+    assert len(match(features.root[:1], unit)[0]) == 0  # one alone has no second
     # The same in windows, some of which hold nothing.
     low = rng.uniform(-100, 400, (700, 2))
     low[::9] = np.inf
@@ -175,7 +175,7 @@ def test_matches_are_those_of_brute_force() -> None:
     allowed = np.array(
         [[(low[k] < p).all() and (p < windows.high[k]).all() for k in range(700)] for p in features.pixels]
     )
-    expected = brute_force(features.unit, unit, allowed)
+    expected = brute_force(features.root, unit, allowed)
     assert len(expected) > 20 and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
     nothing = Windows(np.full((700, 2), np.inf), np.full((700, 2), np.inf))
     assert len(match_in_windows(features, unit, nothing)[0]) == 0
