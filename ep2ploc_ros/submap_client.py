@@ -109,11 +109,12 @@ class SubmapClient:
         return self.cache
 
     def ensure(self, header: Header, map_from_camera: np.ndarray) -> bool:
-        """Asks for a submap around a pose `(4, 4)` where one is due. True when the one at hand will do for it."""
+        """Asks for a submap around a pose `(4, 4)` where one is due. True when the one at hand will do for it, and its
+        landmarks are here, or have failed to come."""
         distance = self.cache.distance(map_from_camera[:3, 3])
         if distance > self.refresh:
             self._ask(header, map_from_camera)
-        return distance <= 2 * self.refresh
+        return distance <= 2 * self.refresh and not self._landmarks_are_due()
 
     def _fetch(self, place: np.ndarray) -> None:
         """Waits for a submap around a place `(3,)` when the one at hand does not reach it: a search looks at many
@@ -133,6 +134,14 @@ class SubmapClient:
                 self._await_landmarks()
             elif time.monotonic() > until or time.monotonic() < asked + _ASK_AGAIN_SECONDS / 2:  # the node is ending
                 raise MapError("The map_server sends no submap; is it running, and is its topic submap connected?")
+
+    def _landmarks_are_due(self) -> bool:
+        """Whether the landmarks of the submap at hand are still to be expected."""
+        age = self.cache.age()
+        if not self._waits_for_landmarks or self._landmarks_of == self._stamp or age is None:
+            return False
+        self._waits_for_landmarks = age < _ASK_AGAIN_SECONDS
+        return self._waits_for_landmarks
 
     def _await_landmarks(self) -> None:
         """Waits for the landmarks of the submap at hand; where they fail to come, not again until some came."""

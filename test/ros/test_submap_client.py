@@ -65,8 +65,9 @@ def test_landmarks_come_before_or_after_their_submap(make_client) -> None:
     client.begin("cafe0123", 0.2, has_landmarks=True)
     assert not client.ensure(header(1), pose_at(0))
     client.take(submap(1))
+    assert not client.ensure(header(9), pose_at(0))  # an image now would be localized otherwise than one a moment later
     client.take_landmarks(landmarks(1, 3))
-    assert places(client, 0) == [3]
+    assert client.ensure(header(9), pose_at(0)) and places(client, 0) == [3]
     client.ensure(header(2), pose_at(20))
     client.take_landmarks(landmarks(2, 22))
     assert places(client, 0) == [3]  # as long as the submap is the old one
@@ -76,6 +77,24 @@ def test_landmarks_come_before_or_after_their_submap(make_client) -> None:
         wrong = landmarks(2, 22)
         wrong.header.frame_id = "odom"
         client.take_landmarks(wrong)
+
+
+def test_images_wait_no_longer_for_landmarks_than_for_a_submap(make_client, monkeypatch) -> None:
+    client = make_client([])
+    client.begin("cafe0123", 0.2, has_landmarks=True)
+    client.ensure(header(1), pose_at(0))
+    client.take(submap(1))
+    assert not client.ensure(header(1), pose_at(0))
+    monkeypatch.setattr("ep2ploc_ros.submap_client._ASK_AGAIN_SECONDS", 0.0)
+    assert client.ensure(header(1), pose_at(0))
+    monkeypatch.undo()
+    client.ensure(header(2), pose_at(20))
+    client.take(submap(2))
+    assert client.ensure(header(2), pose_at(20))  # none has come meanwhile
+    client.begin("cafe0123", 0.2, has_landmarks=False)
+    client.ensure(header(3), pose_at(0))
+    client.take(submap(3))
+    assert client.ensure(header(3), pose_at(0))
 
 
 def test_landmarks_of_another_map_or_place_are_not_taken(make_client) -> None:
