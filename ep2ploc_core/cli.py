@@ -15,7 +15,7 @@ from rich.table import Table
 
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.evaluation.cli import evaluate
-from ep2ploc_core.options import Device, Landmarks, Refine
+from ep2ploc_core.options import Device, ImageTopic, Landmarks, LidarFromCamera, Refine
 from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
 
@@ -40,12 +40,16 @@ def map_build(
     poses: Annotated[
         Path | None, typer.Option(help="Rows of 12 numbers (map_from_lidar, row k = frame k), or TUM rows by time.")
     ] = None,
-    camera: Annotated[Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera.")] = None,
+    camera: Annotated[
+        Path | None, typer.Option(help="Calibration of an RGB-D recording's depth camera, or of a bag's camera.")
+    ] = None,
     colour_camera: Annotated[
         Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
     ] = None,
     points_topic: Annotated[str, typer.Option(help="Of a bag: by default the PointCloud2 with most messages.")] = "",
     pose_topic: Annotated[str, typer.Option(help="Of a bag: by default odometry or TF, whichever there is.")] = "",
+    image_topic: ImageTopic = "",
+    lidar_from_camera: LidarFromCamera = "",
     voxel: Annotated[float, typer.Option(help="Edge of the map's voxels in metres.", min=0.01, max=5.0)] = 0.2,
     checkpoint: Annotated[str, typer.Option(help="Weights to encode the map with; '' leaves it unencoded.")] = "edge",
     hold_out: Annotated[
@@ -61,11 +65,13 @@ def map_build(
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
-    scans = open_source(source, poses, camera, held_out, points_topic, pose_topic, colour_camera)
+    place = _parse_pose(lidar_from_camera) if lidar_from_camera else None
+    topics = points_topic, pose_topic, colour_camera, image_topic, place
+    scans = open_source(source, poses, camera, held_out, *topics)
     if not scans.has_poses:
         console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
         with progress_bar("finding poses") as progress:
-            everything = open_source(source, poses, camera, None, points_topic, pose_topic, colour_camera)
+            everything = open_source(source, poses, camera, None, *topics)
             scans = with_estimated_poses(everything, out, held_out, progress)
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
@@ -150,6 +156,33 @@ def queries_from_rgbd(
     console.print(f"{out}: {len(write_image_queries(images, out))} queries")
 
 
+@queries_app.command("from-bag")
+def queries_from_bag(
+    bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images and scans.")],
+    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
+    frames: Annotated[str, typer.Option(help="first:end:step and single numbers of images, joined by commas.")],
+    poses: Annotated[Path | None, typer.Option(help="As for the map; by LiDAR odometry: what it left there.")] = None,
+    points_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
+    pose_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
+    image_topic: ImageTopic = "",
+    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
+    lidar_from_camera: LidarFromCamera = "",
+) -> None:
+    """Take images of a bag as queries, counted as they come on their topic; of those asked for, the ones with a
+    pose."""
+    from ep2ploc_core.datasets.bag_reader import BagSource
+    from ep2ploc_core.datasets.queries import parse_frames, write_image_queries
+
+    chosen = set(parse_frames(frames))
+    place = _parse_pose(lidar_from_camera) if lidar_from_camera else None
+    source = BagSource(bag, poses, points_topic, pose_topic, image_topic, camera, place)
+    images = [image for image in source.posed_images if image.frame in chosen]
+    if not images:
+        last = source.posed_images[-1].frame
+        raise InputError(f"{bag} has no image with a pose among the frames {frames}; the last one has number {last}.")
+    console.print(f"{out}: {len(write_image_queries(images, out))} queries")
+
+
 @app.command()
 def localize(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
@@ -186,7 +219,7 @@ def localize(
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
     settings = LocalizerSettings(refine=refine, landmarks=landmarks, trace=bool(rerun))
     localizer, point_map = open_localizer(map_path, checkpoint, device, settings, search=not prior)
-    guess = _parse_prior(prior) if prior else None
+    guess = _matrix(_parse_pose(prior)) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
     if json_out:
@@ -221,7 +254,7 @@ def draw_map(
     point_map = PointMap.open(map_path)
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    map_from_camera = _parse_prior(pose)
+    map_from_camera = _matrix(_parse_pose(pose))
     corner = np.hypot(1, np.hypot(lens.width / lens.fx, lens.height / lens.fy))  # how far off the axis a corner may be
     points = point_map.query(map_from_camera[:3, 3], SETTINGS.farthest * corner)
     drawn = draw_overlay(picture, lens, points, point_map.origin, map_from_camera, point_map.voxel_size, removed)
@@ -335,15 +368,19 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
 
 
-def _parse_prior(text: str) -> np.ndarray:
-    from ep2ploc_core import se3
-
+def _parse_pose(text: str) -> list[float]:
     try:
         numbers = [float(number) for number in text.split(",")]
     except ValueError:
         numbers = []
     if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
         raise InputError(f"The pose '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
+    return numbers
+
+
+def _matrix(numbers: list[float]) -> np.ndarray:
+    from ep2ploc_core import se3
+
     return se3.from_quaternion(np.array(numbers[:3]), np.array(numbers[3:]))
 
 

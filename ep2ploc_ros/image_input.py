@@ -11,8 +11,9 @@ from rclpy.qos import QoSProfile, ReliabilityPolicy
 from rclpy.subscription import Subscription
 from sensor_msgs.msg import CompressedImage, Image
 
+from ep2ploc_core.datasets.image_message import image_from_compressed
 from ep2ploc_core.errors import InputError
-from ep2ploc_ros.messages import image_from_compressed, image_from_message
+from ep2ploc_ros.messages import image_from_message
 
 
 class ImageInput:

@@ -20,6 +20,7 @@ from std_msgs.msg import Header, String
 from std_srvs.srv import Trigger
 
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.image_message import camera_from_message
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer import Localizer
@@ -33,7 +34,7 @@ from ep2ploc_ros.inbox import Inbox
 from ep2ploc_ros.initial_pose import pose_from_numbers, pose_in_map
 from ep2ploc_ros.localizer_health import LocalizerHealth
 from ep2ploc_ros.map_info import MapDescription
-from ep2ploc_ros.messages import camera_from_message, nanoseconds
+from ep2ploc_ros.messages import nanoseconds
 from ep2ploc_ros.network_choice import device_for, network_for
 from ep2ploc_ros.odometry import OdometryInput
 from ep2ploc_ros.outputs import Outputs

@@ -1,18 +1,23 @@
-"""Images, calibrations and poses between ROS messages and numpy. What a message claims is checked, never trusted."""
+"""Images and poses between ROS messages and numpy. What a message claims is checked, never trusted.
+
+cv_bridge knows less than cameras send. What it does not take is brought into the form that it does: newer names, rows
+padded to whole words, the other byte order. So the pixels are the same with the real cv_bridge and with the stand-in.
+"""
 
 from __future__ import annotations
+
+import array
 
 import cv2
 import numpy as np
 from builtin_interfaces.msg import Time
 from geometry_msgs.msg import Pose
-from sensor_msgs.msg import CameraInfo, CompressedImage, Image
+from sensor_msgs.msg import Image
 from std_msgs.msg import Header
 
 from ep2ploc_core import se3
-from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.image_message import Encoding, encoding_of
 from ep2ploc_core.errors import InputError
-from ep2ploc_ros.encodings import DEPTH_IMAGES, encoding_of, plain
 from ep2ploc_ros.ros_imports import CvBridge
 
 _bridge = CvBridge()
@@ -25,47 +30,32 @@ def image_from_message(message: Image) -> np.ndarray:
     """
     encoding = encoding_of(message)
     try:
-        return _bridge.imgmsg_to_cv2(plain(message, encoding), encoding.target)
+        return _bridge.imgmsg_to_cv2(_plain(message, encoding), encoding.target)
     except (TypeError, ValueError, cv2.error) as error:  # cv_bridge's own error is a TypeError
         raise InputError(
             f"The image of {message.width}x{message.height} {message.encoding} pixels cannot be converted: {error}."
         ) from error
 
 
-def image_from_compressed(message: CompressedImage) -> np.ndarray:
-    """Pixels `(H, W, 3)` uint8 RGB of a JPEG or PNG message; raises InputError when it cannot be decoded.
+def _plain(message: Image, encoding: Encoding) -> Image:
+    """The image as cv_bridge reads it: its own name, rows without padding, little-endian. A copy only where needed.
 
-    By OpenCV alone: cv_bridge takes every picture for one of three channels, which grey ones are not. A picture that
-    says it should be turned is not, since the calibration is of the pixels as the camera sent them.
+    cv_bridge takes a row for a whole number of pixels, whatever `step` says, and under numpy 2 it cannot swap bytes.
     """
-    if "compressedDepth" in message.format or message.format.startswith(DEPTH_IMAGES):
-        raise InputError(
-            f"The compressed image ('{message.format}') is a depth image; give the colour or grey image of the camera."
-        )
-    try:
-        pixels = cv2.imdecode(np.frombuffer(message.data, np.uint8), cv2.IMREAD_COLOR | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:
-        pixels = None
-    if pixels is None:
-        raise InputError(
-            f"The compressed image ('{message.format}', {len(message.data)} bytes) cannot be decoded; "
-            "send whole JPEG or PNG images."
-        )
-    return cv2.cvtColor(pixels, cv2.COLOR_BGR2RGB)
+    row = message.width * encoding.channels * encoding.depth
+    swapped = encoding.depth == 2 and message.is_bigendian
+    data = message.data
+    if message.step != row or swapped:
+        rows = np.frombuffer(message.data, np.uint8).reshape(message.height, message.step)[:, :row]
+        pixels = np.ascontiguousarray(rows)
+        data = array.array("B")
+        data.frombytes((pixels.view(np.uint16).byteswap() if swapped else pixels).data.cast("B"))
+    return Image(height=message.height, width=message.width, encoding=encoding.name, step=row, data=data)
 
 
 def image_to_message(image: np.ndarray, header: Header) -> Image:
     """An rgb8 message of pixels `(H, W, 3)` uint8."""
     return _bridge.cv2_to_imgmsg(np.ascontiguousarray(image), "rgb8", header=header)
-
-
-def camera_from_message(message: CameraInfo) -> Camera:
-    """The calibration of the images it comes with (`Camera.from_camera_info`); raises InputError when not usable."""
-    roi = message.roi
-    return Camera.from_camera_info(
-        message.width, message.height, message.k, message.d, message.distortion_model, message.p,
-        (message.binning_x, message.binning_y), (roi.x_offset, roi.y_offset, roi.width, roi.height),
-    )  # fmt: skip
 
 
 def pose_from_message(message: Pose) -> np.ndarray:

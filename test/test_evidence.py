@@ -169,8 +169,8 @@ def test_answers_are_counted_and_the_worst_of_them_is_shown() -> None:
     right = evaluation(result(0.1, 1.0), result(0.7, 4.0), result(0.2, 8.0), result(None))
     tables = evaluation_tables("kitchen", {"adapted": right, "another image": evaluation(result(None))})
     answers = cells(tables["kitchen_answers"])
-    assert answers["adapted"] == ["4", "3", "0.70", "33% / 67%", "67% / 100%"]
-    assert answers["another image"] == ["1", "0", "-", "-", "-"]
+    assert answers["adapted"] == ["4", "0.45", "-", "3", "50%", "0.70", "33% / 67%", "67% / 100%"]
+    assert answers["another image"] == ["1", "9.00", "-", "0", "0%", "-", "-", "-"]
     rows = cells(tables["kitchen"])
     assert list(rows) == ["medians of all, recalls of the poses given", "---", "start", "adapted", "another image"]
     assert rows["start"][0] == "2.00" and "75%" in rows["adapted"] and rows["another image"][0] == "9.00"

@@ -29,17 +29,22 @@ def evaluation_tables(name: str, reports: dict[str, dict[str, Any]]) -> dict[str
 
 
 def answers_grid(reports: dict[str, dict[str, Any]]) -> Grid:
-    """Of each evaluation how many of the images asked were answered with a pose, how far off the worst of these is, and
-    how many lie within their own ellipsoids."""
+    """Of each evaluation the medians of all candidates; how many of the images asked were answered with a pose, and how
+    many well; how far off the worst of these is, and how many lie within their own ellipsoids."""
     shares = " / ".join(f"{level:.0%}" for level in _LEVELS)
-    header = ["", "asked", "answered", "farthest off, m"]
+    header = ["", "asked", "m", "deg", "answered", "in .25m/2deg", "farthest off, m"]
     header += [f"position in its {shares} ellipsoid", f"whole pose in its {shares}"]
     rows = []
     for name, report in reports.items():
         given = [row for row in report["results"] if row["status"] == "ok"]
         calibration = report["summary"]["calibration"]
         covered = [_covered(calibration, part) for part in ("position", "pose")]
-        rows.append([name, str(len(report["results"])), str(len(given)), _farthest(given), *covered])
+        summary, asked = report["summary"], len(report["results"])
+        medians = [
+            _number(summary[f"candidate_median_{error}"]) for error in ("translation_error_m", "rotation_error_deg")
+        ]
+        well = f"{summary['recall_0.25m_2deg']:.0%}"
+        rows.append([name, str(asked), *medians, str(len(given)), well, _farthest(given), *covered])
     return Grid(header, rows)
 
 

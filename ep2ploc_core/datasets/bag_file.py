@@ -39,14 +39,14 @@ def open_bag(path: Path) -> Iterator[Reader]:
 
 
 def read_messages(
-    path: Path, bag: Reader, connections: list[Connection], start: int | None = None
+    path: Path, bag: Reader, connections: list[Connection], start: int | None = None, stop: int | None = None
 ) -> Iterator[tuple[Connection, int, bytes]]:
     """Connection, time of recording in nanoseconds and bytes of each message, not decoded; those recorded before
-    `start` are passed over. Raises InputError where the file is cut off or garbled."""
+    `start`, and from `stop` on, are passed over. Raises InputError where the file is cut off or garbled."""
     if not connections:  # which rosbags would take for all of them
         return
     with _foreign_errors(path):
-        messages = bag.messages(connections, start=start)
+        messages = bag.messages(connections, start=start, stop=stop)
     while True:
         with _foreign_errors(path):
             message = next(messages, None)

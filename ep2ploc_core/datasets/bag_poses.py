@@ -30,6 +30,10 @@ class PoseTrack:
     fixed_frame: str
     motion: FrameMotion
 
+    def at(self, lidar_frame: str, stamps: np.ndarray) -> np.ndarray:
+        """Poses `(N, 4, 4)` map_from_lidar at times `(N,)` in seconds, NaN where unknown."""
+        return self.motion.at(self.fixed_frame, lidar_frame, stamps)
+
 
 class PoseTopics:
     """Collects the messages of a bag that tell poses. `asked`: the only topic to take them from; "" takes what is
@@ -84,18 +88,21 @@ class PoseTopics:
         tracks = [track for _, track in sorted(ranked, key=lambda pair: pair[0])]
         return [track for track in tracks if self.asked in ("", track.topic)]
 
-    def find(self, lidar_frame: str, stamps: np.ndarray) -> tuple[np.ndarray, str] | None:
-        """Poses `(N, 4, 4)` map_from_lidar at times `(N,)` in seconds, NaN where unknown, and where they are from: the
-        best track that knows at least half of them, else the one that knows most; None where none knows any."""
+    def find(self, lidar_frame: str, stamps: np.ndarray) -> PoseTrack | None:
+        """The best track that knows the pose at half of these times `(N,)` in seconds, else the one that knows it at
+        most; None where none knows any."""
         best, most = None, 0.0
         for track in self.tracks(lidar_frame):
-            map_from_lidar = track.motion.at(track.fixed_frame, lidar_frame, stamps)
-            share = float(np.isfinite(map_from_lidar).all((1, 2)).mean())
+            share = float(np.isfinite(track.at(lidar_frame, stamps)).all((1, 2)).mean())
             if share > most:
-                best, most = (map_from_lidar, track.name), share
+                best, most = track, share
             if most >= 0.5:
                 break
         return best
+
+    def between(self, target: str, source: str, stamps: np.ndarray) -> np.ndarray:
+        """Poses `(N, 4, 4)` target_from_source of two frames by TF, NaN where unknown."""
+        return self._transforms.at(target, source, stamps)
 
     def _check(self, bag: Reader) -> None:
         if self.asked not in bag.topics:

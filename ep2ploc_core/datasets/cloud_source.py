@@ -13,6 +13,7 @@ from scipy.spatial import cKDTree
 from ep2ploc_core.datasets.kitti import intensity_range
 from ep2ploc_core.datasets.open_space import OpenSpace
 from ep2ploc_core.datasets.point_files import open_point_file
+from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.datasets.trajectory import FARTHEST_PLACE, read_trajectory
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.posed_scan import PosedScan
@@ -45,6 +46,7 @@ class CloudFileSource:
     """
 
     has_poses = True
+    images: tuple[PosedImage, ...] = ()
 
     def __init__(self, path: Path | str, poses: Path | str | None = None) -> None:
         self.path = Path(path)

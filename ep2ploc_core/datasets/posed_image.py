@@ -2,21 +2,31 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.kitti import read_image
 
 
 @dataclass(frozen=True)
 class PosedImage:
-    """An image file, the number of its frame in the recording, its time in seconds, its camera, and where that was:
-    `map_from_camera` `(4, 4)` float64, optical frame."""
+    """An image, the number of its frame in the recording, its time in seconds, the file that it is in, its camera, and
+    where that was: `map_from_camera` `(4, 4)` float64, optical frame."""
 
     frame: int
     stamp: float
     path: Path
     camera: Camera
     map_from_camera: np.ndarray
+
+    def read(self) -> np.ndarray:
+        """Its pixels `(H, W, 3)` uint8 RGB; raises InputError when they cannot be read."""
+        return read_image(self.path)
+
+    def copy_to(self, folder: Path) -> None:
+        """Puts it into a folder, as a file named after its frame."""
+        shutil.copyfile(self.path, folder / f"{self.frame:010d}{self.path.suffix}")

@@ -5,6 +5,7 @@ from a recording."""
 from __future__ import annotations
 
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -90,7 +91,7 @@ def write_queries(drive: KittiDrive, frames: list[int], out: Path) -> Queries:
     return write_image_queries(images, out)
 
 
-def write_image_queries(images: list[PosedImage], out: Path) -> Queries:
+def write_image_queries(images: Sequence[PosedImage], out: Path) -> Queries:
     """Makes a directory of queries from images of one camera: images copied, camera, poses, frame numbers. Raises
     InputError when there is no image."""
     if not images:
@@ -103,7 +104,7 @@ def write_image_queries(images: list[PosedImage], out: Path) -> Queries:
     (out / "images").mkdir(parents=True)
     rows = []
     for image in images:
-        shutil.copyfile(image.path, out / "images" / f"{image.frame:010d}{image.path.suffix}")
+        image.copy_to(out / "images")
         rows.append([image.stamp, *image.map_from_camera[:3, 3], *se3.to_quaternion(image.map_from_camera)])
     images[0].camera.to_yaml(out / "camera.yaml")
     np.savetxt(out / "poses.txt", rows, fmt="%.9f")

@@ -7,7 +7,6 @@ from matplotlib.tri import Triangulation
 from scipy.spatial import Delaunay, QhullError
 
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.datasets.kitti import read_image
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.landmarks.features import Features, detect
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
@@ -26,7 +25,7 @@ def lift_features(point_map: MapSource, image: PosedImage) -> LandmarkView:
     """The features of a mapping image that have a place, in metres relative to the map's origin. Those without, in the
     sky or at an edge of what is near, are left out. Raises InputError when the image cannot be read."""
     units = MapInUnits(point_map)
-    grey, camera = seen_by_landmarks(read_image(image.path), image.camera)
+    grey, camera = seen_by_landmarks(image.read(), image.camera)
     pose = scaled_pose(image.map_from_camera, 1 / units.unit)
     features = detect(grey, MOST_FEATURES)
     xyz = places_of(features, visible_points(units, pose, camera), camera, units.voxel_size)

@@ -20,12 +20,11 @@ import torch.nn.functional as functional
 from torch import Tensor
 
 from ep2ploc_core import se3
-from ep2ploc_core.datasets.kitti import read_image
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.array_file import save_array
 from ep2ploc_core.map.point_map import MapPoints, PointMap
-from ep2ploc_core.map.sources import WITHOUT_IMAGES, mapping_images, reopen_source
+from ep2ploc_core.map.sources import mapping_images, reopen_source
 from ep2ploc_core.map.unit import UNIT_VOXEL, scaled_pose, unit_of
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 from ep2ploc_core.model.image_input import prepare_image
@@ -41,12 +40,11 @@ _SCRATCH = ".appearance."
 
 
 def images_of_map(point_map: PointMap) -> list[PosedImage]:
-    """The images of the recording that a map was made of; none where it brings none, or is gone."""
-    if point_map.info.source.get("kind") in WITHOUT_IMAGES:
-        return []
+    """The images of the recording that a map was made of; none, and told why, where it brings none, or is gone."""
     try:
         return mapping_images(reopen_source(point_map.info.source))
-    except InputError:
+    except InputError as error:
+        console.print(f"There is nothing to adapt a network with: {error}")
         return []
 
 
@@ -132,7 +130,7 @@ def _observe_image(point_map: PointMap, network: EP2PLoc, image: PosedImage, sum
     centre = local[:3, 3].copy()
     local[:3, 3] = 0
     xyz = torch.from_numpy((points.xyz - centre.astype(np.float32)) / np.float32(unit)).to(device)
-    shown = prepare_image(read_image(image.path), image.camera, network.config.image_width, device)
+    shown = prepare_image(image.read(), image.camera, network.config.image_width, device)
     camera_from_map = se3.inverse(torch.from_numpy(scaled_pose(local, 1 / unit))).float().to(device)
     size = (shown.camera.width, shown.camera.height)
     visible = remove_invisible(xyz, camera_from_map, shown.intrinsics[0], size, UNIT_VOXEL, VISIBILITY)

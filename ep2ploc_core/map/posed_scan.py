@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
+
+from ep2ploc_core.datasets.posed_image import PosedImage
 
 
 @dataclass
@@ -28,6 +30,11 @@ class ScanSource(Protocol):
     identity everywhere, and `map/odometry.py` has to find the poses first."""
 
     has_poses: bool
+
+    @property
+    def images(self) -> Sequence[PosedImage]:
+        """The images with poses that it brings along and that are not held out; there may be none. Raises InputError
+        where there is a reason to tell."""
 
     def __len__(self) -> int:
         """The number of scans."""

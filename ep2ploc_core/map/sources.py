@@ -93,14 +93,16 @@ def open_source(
     points_topic: str = "",
     pose_topic: str = "",
     colour_camera: Path | str | None = None,
+    image_topic: str = "",
+    lidar_from_camera: list[float] | None = None,
 ) -> ScanSource:
     """The recording at `path`, whichever kind it is of.
 
-    poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera, colour_camera: calibration
-    files of RGB-D cameras.
-    hold_out: frame numbers that stay out with their neighbours, for the kinds with images. points_topic, pose_topic:
-    which to take of a bag. Raises InputError when the
-    path is of no kind, what lies there is broken, or an option does not go with its kind.
+    poses: a file of rows of 12 numbers or TUM rows, for all kinds but RGB-D. camera: calibration file of an RGB-D
+    recording's depth camera, or of a bag's camera. colour_camera: of an RGB-D recording. hold_out: frame numbers that
+    stay out with their neighbours, for the kinds with images. points_topic, pose_topic, image_topic: which to take of a
+    bag. lidar_from_camera: x y z qx qy qz qw, for a bag. Raises InputError when the path is of no kind, what lies there
+    is broken, or an option does not go with its kind.
     """
     path = Path(path)
     if not path.exists():
@@ -108,11 +110,13 @@ def open_source(
     kind = _kind(path)
     misfits = {
         "--poses": poses is not None and kind == "rgbd",
-        "--camera": camera is not None and kind != "rgbd",
+        "--camera": camera is not None and kind not in ("rgbd", "ros2_bag"),
         "--colour-camera": colour_camera is not None and kind != "rgbd",
         "--points-topic": bool(points_topic) and kind != "ros2_bag",
         "--pose-topic": bool(pose_topic) and kind != "ros2_bag",
-        "--hold-out": bool(hold_out) and kind in ("cloud_file", "ros2_bag"),
+        "--image-topic": bool(image_topic) and kind != "ros2_bag",
+        "--lidar-from-camera": lidar_from_camera is not None and kind != "ros2_bag",
+        "--hold-out": bool(hold_out) and kind == "cloud_file",
     }
     for option, misfit in misfits.items():
         if misfit:
@@ -120,6 +124,7 @@ def open_source(
     return reopen_source({
         "kind": kind, "path": path, "poses": poses, "camera": camera, "colour_camera": colour_camera,
         "hold_out": hold_out, "points_topic": points_topic, "pose_topic": pose_topic,
+        "image_topic": image_topic, "lidar_from_camera": lidar_from_camera,
     })  # fmt: skip
 
 
@@ -141,8 +146,17 @@ def reopen_source(description: dict[str, Any]) -> ScanSource:
     if kind == "ros2_bag":
         from ep2ploc_core.datasets.bag_reader import BagSource  # only bags need the bag library
 
-        topics = description.get("points_topic", ""), description.get("pose_topic", "")
-        return BagSource(path, None if poses is None else Path(poses), *topics)
+        camera = description.get("camera")
+        return BagSource(
+            path,
+            None if poses is None else Path(poses),
+            points_topic=description.get("points_topic", ""),
+            pose_topic=description.get("pose_topic", ""),
+            image_topic=description.get("image_topic", ""),
+            camera=None if camera is None else Path(camera),
+            lidar_from_camera=description.get("lidar_from_camera"),
+            hold_out=hold_out,
+        )
     raise InputError(f"A map's source of the kind '{kind}' is not known; build the map again from {KINDS}.")
 
 
@@ -173,18 +187,11 @@ def with_estimated_poses(
     return reopen_source({**description, "poses": str(file.resolve()), "hold_out": hold_out})
 
 
-WITHOUT_IMAGES = ("cloud_file", "ros2_bag")  # kinds of recordings
-
-
 def mapping_images(source: ScanSource) -> list[PosedImage]:
     """The images with poses that a recording brings; raises InputError when there is none to learn from."""
-    with_images = KittiSource | KittiOdometrySource | RgbdSource | StanfordSource
-    images = source.images if isinstance(source, with_images) else []
+    images = list(source.images)
     if not images:
-        raise InputError(
-            f"{source.describe()['path']} has no image with a pose that is not held out, so there is nothing to learn "
-            "from."
-        )
+        raise InputError(f"{source.describe()['path']} has no image with a pose that is not held out.")
     return images
 
 

@@ -9,6 +9,7 @@ from typing import overload
 import numpy as np
 
 from ep2ploc_core.datasets.kitti import read_image, read_object_calibration, read_scan
+from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.datasets.sampling import Scene
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.build import accumulate
@@ -20,25 +21,25 @@ from ep2ploc_core.map.unit import UNIT_VOXEL, NetworkFrame
 _HELD_IMAGES = 1000  # of a scene in memory; a KITTI odometry sequence of 4,500 images would take 6 GB
 
 
-class ImageFiles(Sequence[np.ndarray]):
+class StoredImages(Sequence[np.ndarray]):
     """Images `(H, W, 3)` uint8 that are read each time that one is asked for."""
 
-    def __init__(self, paths: list[Path]) -> None:
-        self.paths = paths
+    def __init__(self, images: list[PosedImage]) -> None:
+        self.images = images
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.images)
 
     @overload
     def __getitem__(self, index: int) -> np.ndarray: ...
 
     @overload
-    def __getitem__(self, index: slice) -> ImageFiles: ...
+    def __getitem__(self, index: slice) -> StoredImages: ...
 
-    def __getitem__(self, index: int | slice) -> np.ndarray | ImageFiles:
+    def __getitem__(self, index: int | slice) -> np.ndarray | StoredImages:
         if isinstance(index, slice):
-            return ImageFiles(self.paths[index])
-        return read_image(self.paths[index])
+            return StoredImages(self.images[index])
+        return self.images[index].read()
 
 
 def drive_scene(source: ScanSource, voxel_size: float = 0.2) -> Scene:
@@ -58,10 +59,10 @@ def map_scene(point_map: PointMap) -> Scene:
 
 def _scene(source: ScanSource, points: MapPoints, spacing: float) -> Scene:
     images = mapping_images(source)
-    files = ImageFiles([image.path for image in images])
+    stored = StoredImages(images)
     return Scene(
         points=points,
-        images=list(files) if len(files) <= _HELD_IMAGES else files,
+        images=list(stored) if len(stored) <= _HELD_IMAGES else stored,
         cameras=[image.camera for image in images],
         map_from_camera=np.stack([image.map_from_camera for image in images]),
         frames=np.array([image.frame for image in images]),

@@ -86,7 +86,7 @@ def test_kitti_split_and_next_commands(kitti: tuple[Path, Path], monkeypatch: py
     config = load_config(out / "train.yaml", [])
     assert config.maps == [str((out / "03/map").resolve())]
     (scene,) = load_scenes(config.drives, config.pairs, config.pair_ranges, maps=config.maps)
-    assert isinstance(scene.images, scenes.ImageFiles)
+    assert isinstance(scene.images, scenes.StoredImages)
     assert len(scene.images) == len(scene.cameras) and scene.images[0].shape == (120, 320, 3)
     assert len(scene.images[3:5]) == 2 and np.array_equal(scene.images[3:5][1], scene.images[4])
     says = prepare("kitti", source, out, "--sequences", "10,03", "--queries", "4")

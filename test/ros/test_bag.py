@@ -18,12 +18,13 @@ from sensor_msgs.msg import CameraInfo, Image, PointCloud2
 from tf2_msgs.msg import TFMessage
 
 from ep2ploc_core.datasets.bag_writer import INITIAL_POSE_LEAD, write_kitti_bag
+from ep2ploc_core.datasets.image_message import camera_from_message
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.evaluation.metrics import summarize
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.demo_replay import RECORDED, _gather, replay
-from ep2ploc_ros.messages import camera_from_message, image_from_message, nanoseconds, pose_from_message
+from ep2ploc_ros.messages import image_from_message, nanoseconds, pose_from_message
 
 CALIBRATION = """S_rect_02: 64 48
 P_rect_02: 50 0 32 2 0 50 24 0 0 0 1 0

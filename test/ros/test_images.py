@@ -10,9 +10,9 @@ import pytest
 from sensor_msgs.msg import CompressedImage, Image
 from std_msgs.msg import Header
 
+from ep2ploc_core.datasets.image_message import ENCODINGS, image_from_compressed
 from ep2ploc_core.errors import InputError
-from ep2ploc_ros.encodings import ENCODINGS
-from ep2ploc_ros.messages import image_from_compressed, image_from_message, image_to_message
+from ep2ploc_ros.messages import image_from_message, image_to_message
 
 RGB = np.random.default_rng(1).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 WIDE = np.random.default_rng(2).integers(0, 2**16, (6, 8, 3), dtype=np.uint16)

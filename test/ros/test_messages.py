@@ -14,6 +14,7 @@ from sensor_msgs.msg import CameraInfo, PointField
 from std_msgs.msg import Header, String
 
 from ep2ploc_core import se3
+from ep2ploc_core.datasets.image_message import camera_from_message
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.map.place_index import NO_PLACES, PlaceIndex
@@ -29,11 +30,7 @@ from ep2ploc_ros.clouds import (
     points_from_cloud,
 )
 from ep2ploc_ros.map_info import MapDescription
-from ep2ploc_ros.messages import (
-    camera_from_message,
-    pose_from_message,
-    pose_to_message,
-)
+from ep2ploc_ros.messages import pose_from_message, pose_to_message
 
 
 def camera_info(**change: object) -> CameraInfo:
