@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +17,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
+from ep2ploc_core.landmarks.search import LandmarkSearch
 from ep2ploc_core.landmarks.sighting import Sighting
 from ep2ploc_core.landmarks.surroundings import RADIUS, SurroundingLandmarks
 from ep2ploc_core.localization import Localization
@@ -64,6 +66,8 @@ class Localizer:
         self.settings = settings
         self.places = places
         self.landmark_finder = LandmarkFinder()
+        self._landmarks_thread = ThreadPoolExecutor(1, "landmarks")
+        self._landmarks_wanted = False  # of the last image
 
     @property
     def settings(self) -> LocalizerSettings:
@@ -112,6 +116,7 @@ class Localizer:
         guess = torch.from_numpy(moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
+        landmarks = self._look_for_landmarks(query, prior, margin)
         if self.settings.refine == "align_first" and margin is None:
             found = self._follow(query, points, origin, guess)
             if found is not None:
@@ -126,8 +131,9 @@ class Localizer:
             passes.append(matching)
             guess = matching.map_from_camera
         found = self._refine(query, passes, origin, margin)
-        if self._wants_landmarks(found, prior):
-            found = self._ask_landmarks(query, points, origin, prior, box, found)
+        self._landmarks_wanted = self._wants_landmarks(found, prior)
+        if self._landmarks_wanted:
+            found = self._ask_landmarks(query, points, origin, landmarks, box, found)
         found.reason = doubt(found, prior, self.settings, unit_of(self.point_map.voxel_size))
         if found.reason:
             found.status, found.map_from_camera, found.covariance = "refused", None, None
@@ -335,6 +341,14 @@ class Localizer:
             found = replace(found, evidence=evidence, belief=belief(evidence))
         return replace(found, refinement=refinement.moved(origin))
 
+    def _look_for_landmarks(self, query: Query, prior: np.ndarray, margin: float | None) -> LandmarkSearch:
+        """Begun already where the image is likely to want it: as the one before did, or in a place searched for."""
+        views = MapInUnits(self.point_map).landmarks(prior[:3, 3], RADIUS) if self.settings.landmarks else []
+        search = LandmarkSearch(self.landmark_finder, query.sighting, views, prior)
+        if views and (self._landmarks_wanted or margin is not None):
+            search.begin(self._landmarks_thread)
+        return search
+
     def _wants_landmarks(self, found: Localization, prior: np.ndarray) -> bool:
         """Whether landmarks are to be asked: they take longer than all else, so not for a pose that is sure."""
         evidence = found.evidence
@@ -344,17 +358,14 @@ class Localizer:
         return self.settings.landmarks and (evidence.margin is not None or unsure or doubtful)
 
     def _ask_landmarks(
-        self, query: Query, points: MapPoints, origin: np.ndarray, prior: np.ndarray, box: Box, found: Localization
+        self, query: Query, points: MapPoints, origin: np.ndarray, search: LandmarkSearch, box: Box, found: Localization
     ) -> Localization:
         """The last pass and the refinement once more, from the pose that the landmarks give, and counted together with
         that; what was found without them where they give none, or one that is less likely to be right."""
-        views = MapInUnits(self.point_map).landmarks(prior[:3, 3], RADIUS)
-        if not views:
-            return found
-        finder, camera = self.landmark_finder, query.sighting.camera
-        seen = finder.find(query.sighting.features, camera, views, prior)
+        seen = search.result()
         if seen is None:
             return found
+        finder, camera = self.landmark_finder, query.sighting.camera
         guess = torch.from_numpy(moved(seen.map_from_camera, -origin)).float().to(self.device)
         matching = self._match(query, points, origin, guess, self.settings.passes[-1], box, by_parts=True)
         if matching is None:

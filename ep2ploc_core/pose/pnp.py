@@ -71,8 +71,8 @@ def refine(
     cost = _cost(residual, weights * front, scale)
     for _ in range(iterations):
         robust = weights * front / (1 + (residual**2).sum(1) / scale**2)
-        hessian = np.einsum("m,mri,mrj->ij", robust, jacobian, jacobian)
-        gradient = np.einsum("m,mri,mr->i", robust, jacobian, residual)
+        weighted = (robust[:, None, None] * jacobian).reshape(-1, 6).T
+        hessian, gradient = weighted @ jacobian.reshape(-1, 6), weighted @ residual.ravel()
         step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian) + 1e-9), gradient)
         candidate = _move(pose, step)
         new_residual, new_jacobian, new_front = _residuals(candidate, points_map, pixels, matrix)

@@ -67,6 +67,16 @@ def test_landmarks_are_asked_where_a_pose_is_unsure_and_counted_with_it(site, le
     assert other.evidence is None or other.evidence.landmarks is None
 
 
+def test_landmarks_that_are_looked_for_ahead_say_the_same(site, lenient: Localizer) -> None:
+    """From the second image in doubt on they are looked for while the network works."""
+    localizer = Localizer(lenient.network, lenient.point_map, settings=replace(lenient.settings, sure_sigma=0.0))
+    first, second, third = (localizer.localize(site.image, site.camera, site.prior) for _ in range(3))
+    for again in (second, third):
+        assert again.evidence == first.evidence and again.evidence.landmarks is not None
+        assert np.array_equal(again.map_from_camera, first.map_from_camera)
+        assert np.array_equal(again.covariance, first.covariance)
+
+
 def test_landmarks_that_contradict_what_the_image_shows_make_no_wrong_pose_sure(
     site, localizer: Localizer, tmp_path: Path
 ) -> None:
