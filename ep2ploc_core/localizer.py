@@ -155,19 +155,21 @@ class Localizer:
         From each of the views that are most like the image one quick pass of matching is made. The best of them, and
         the places that the landmarks around the views know again, are verified by the last pass: the first one's wide
         prior lets wrong places fit nearly as well as the right one. The best is believed when no other place comes near
-        its score.
+        its score. In a map whose places no network has learned, landmarks alone propose places, out of all.
         """
         settings, unit = self.settings, unit_of(self.point_map.voxel_size)
-        if self.places is None or not len(self.places):
+        if self.places is None or not len(self.places) or not (self.places.is_learned or settings.landmarks):
             return "no prior pose, and the map has no places to search: give a first guess of the pose"
-        image = impression(query.features, query.intrinsics, self.network.config.patch)
-        views = sorted(self.places.search(image, settings.places))  # in order of place: maps are read so
+        views = list(range(len(self.places)))
+        if self.places.is_learned:
+            image = impression(query.features, query.intrinsics, self.network.config.patch)
+            views = sorted(self.places.search(image, settings.places))  # in order of place: maps are read so
         starts = [scaled_pose(self.places.map_from_camera[view], 1 / unit) for view in views]
         tried: list[tuple[float, np.ndarray]] = []
         landmarks: list[LandmarkView] = []
         around = SurroundingLandmarks(MapInUnits(self.point_map))
         for start in starts:
-            if one := self._attempt(query, start, settings.scouting):
+            if self.places.is_learned and (one := self._attempt(query, start, settings.scouting)):
                 tried.append(one)
             if settings.landmarks:
                 landmarks += around.of(start)
@@ -176,6 +178,8 @@ class Localizer:
         if landmarks:
             recognized = self.landmark_finder.recognize(query.sighting.features, query.sighting.camera, landmarks)
         starts = [tried[number][1] for number in sorted(best)] + [one.map_from_camera for one in recognized]
+        if not starts:
+            return "the image shows no landmarks that the map knows: give a first guess of the pose"
         found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
         if not found:
             return "nothing of the map is visible from the places that look like the image"

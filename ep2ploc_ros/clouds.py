@@ -54,7 +54,7 @@ def places_from_cloud(message: PointCloud2) -> PlaceIndex:
     scalars, descriptors = _unpack(PLACE_SCALARS, message)
     if descriptors is None or (np.linalg.norm(scalars[:, 3:], axis=1) < 0.5).any():
         raise InputError("The cloud of places has no descriptors, or no rotations; is it the topic of a map_server?")
-    if descriptors.shape[1] <= CELLS:
+    if descriptors.shape[1] < CELLS:
         raise InputError("The cloud of places has no depths; update map_server and localizer.")
     poses = np.tile(np.eye(4), (len(scalars), 1, 1))
     if len(scalars):

@@ -33,7 +33,7 @@ from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, LocalizerSettings
 from ep2ploc_core.machine import describe_machine
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.encode import encode_map
-from ep2ploc_core.map.place_index import open_places
+from ep2ploc_core.map.place_index import places_to_search
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import load_network
@@ -99,6 +99,7 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
         point_map = _build(drive, queries, out / "map")
     with stages("the network as it comes with the package"):
         reports = _evaluate(point_map, "edge", queries, "shipped")
+        reports |= _evaluate_without_guess(point_map, "edge", queries, "shipped")
     with stages("adaptation to the site"):
         schedule = replace(SITE_SCHEDULE, steps=steps or (350 if drive_path is None else SITE_SCHEDULE.steps))
         run_everywhere(adapt_to_site, choose_device("auto"), point_map.path, "edge", schedule)
@@ -108,7 +109,7 @@ def run_demo(drive_path: Path | None, out: Path, steps: int) -> None:
         reports |= _evaluate(point_map, adapted, queries, "adapted, by score maps alone", SCORES_ALONE)
         reports |= _evaluate(point_map, adapted, queries, "adapted, without landmarks", WITHOUT_LANDMARKS)
         reports |= _evaluate(point_map, adapted, queries, "adapted")
-        reports |= _evaluate_without_guess(point_map, queries)
+        reports |= _evaluate_without_guess(point_map, adapted, queries, "adapted")
     assert queries.map_from_camera is not None
     distance = distance_to_mapping(point_map, queries.map_from_camera)
     assert distance is not None  # the adaptation has learned from these images just now
@@ -217,10 +218,9 @@ def _evaluate(
     return reports
 
 
-def _evaluate_without_guess(point_map: PointMap, queries: Queries) -> dict[str, Any]:
-    network = load_network(point_map.path / SITE_CHECKPOINT)
-    localizer = Localizer(network, point_map, places=open_places(point_map))
-    title = "adapted, without a first guess"
+def _evaluate_without_guess(point_map: PointMap, checkpoint: str, queries: Queries, name: str) -> dict[str, Any]:
+    localizer = Localizer(load_network(checkpoint), point_map, places=places_to_search(point_map))
+    title = f"{name}, without a first guess"
     with progress_bar(title) as progress:
         return {title: evaluate_global(localizer, queries, GlobalProtocol(), progress)}
 

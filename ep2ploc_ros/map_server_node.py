@@ -19,7 +19,7 @@ from std_msgs.msg import Header, String
 
 from ep2ploc_core.errors import Ep2plocError, InputError, MapError
 from ep2ploc_core.landmarks.store import LandmarkStore
-from ep2ploc_core.map.place_index import NO_PLACES, open_places
+from ep2ploc_core.map.place_index import NO_PLACES, places_to_search
 from ep2ploc_core.map.point_map import PointMap
 from ep2ploc_ros.clouds import cloud_from_landmarks, cloud_from_places, cloud_from_points
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
@@ -82,7 +82,7 @@ class MapServerNode(RunnableNode):
 
     def _serve(self, point_map: PointMap) -> None:
         try:
-            places = open_places(point_map) or NO_PLACES
+            places = places_to_search(point_map) or NO_PLACES
         except MapError as error:
             self.get_logger().error(str(error))  # with a first guess the map serves all the same
             places = NO_PLACES

@@ -15,11 +15,13 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import MapError
 from ep2ploc_core.map.array_file import load_array, save_array
 from ep2ploc_core.map.point_map import PointMap
-from ep2ploc_core.map.views import CELLS, choose_views, look, sample_at_cells
+from ep2ploc_core.map.unit import scaled_pose, unit_of
+from ep2ploc_core.map.views import CELLS, apart, choose_views, look, sample_at_cells
 from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures
 from ep2ploc_core.model.image_input import prepare_image
 
 NO_DEPTH = -128  # of a cell without points
+LANDMARKS_APART = 20.0  # units; less than the radius in which landmarks are looked for around each place
 LOG_DEPTHS = (-1.5, 5.0)  # of the codes; 0.22 to 148 units
 DEPTH_ERROR, OUTLIERS = 0.2, 0.05  # by which an image errs in the logarithm of a depth, and how often by anything
 _CODES = np.arange(256, dtype=np.uint8).view(np.int8)  # in the order in which a code's byte is a number
@@ -37,7 +39,8 @@ class Impression:
 @dataclass
 class PlaceIndex:
     """map_from_camera `(V, 4, 4)` float64, unit descriptors `(V, G)` float16 and `depths` `(V, CELLS)` int8, coded by
-    `encode_depth`, of V views; may be memory-mapped."""
+    `encode_depth`, of V views; may be memory-mapped. Where no network has learned them there are no descriptors, G is
+    0, and nothing to `search` by."""
 
     map_from_camera: np.ndarray
     descriptors: np.ndarray
@@ -45,6 +48,11 @@ class PlaceIndex:
 
     def __len__(self) -> int:
         return len(self.map_from_camera)
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether there is something to search by."""
+        return self.descriptors.shape[1] > 0
 
     def search(self, image: Impression, count: int) -> list[int]:
         """The `count` views from near which an image is likeliest, best first: in turn one of those most like its
@@ -166,6 +174,18 @@ def open_places(point_map: PointMap) -> PlaceIndex | None:
         raise MapError(
             f"The places of the map {point_map.path} are cut off or of an older version; encode it again."
         ) from error
+
+
+def places_to_search(point_map: PointMap) -> PlaceIndex | None:
+    """The views stored in a map; where it was encoded without, places all along the images of its landmarks, which tell
+    no more than where to look for these; None where it has none of either. Raises MapError when a file is broken."""
+    stored, landmarks = open_places(point_map), point_map.landmark_store
+    if stored is not None or landmarks is None:
+        return stored
+    poses = np.array(landmarks.views["map_from_camera"])
+    chosen = apart(scaled_pose(poses, 1 / unit_of(point_map.voxel_size)), LANDMARKS_APART, np.radians(45))
+    nothing = np.zeros((len(chosen), 0), np.float16), np.full((len(chosen), CELLS), NO_DEPTH, np.int8)
+    return PlaceIndex(poses[chosen], *nothing)
 
 
 def _file(point_map: PointMap, fingerprint: str) -> Path:

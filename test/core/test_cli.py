@@ -63,12 +63,18 @@ def test_localize_writes_the_promised_form(site: Path, tmp_path: Path) -> None:
         assert row["reason"] and row["map_from_camera"] is None
 
 
-def test_without_a_prior_it_refuses_and_says_why(site: Path) -> None:
+def test_without_a_prior_landmarks_find_the_place_and_without_these_it_says_why_not(site: Path) -> None:
+    """No network was adapted to this map."""
     image = site / "queries/images/0000000009.jpg"
-    result = ep2ploc("localize", site / "map", image, "--camera", site / "queries/camera.yaml")
+    asked = ("localize", site / "map", image, "--camera", site / "queries/camera.yaml")
+    result = ep2ploc(*asked)
     assert result.returncode == 0
+    row, drive = json.loads(result.stdout), KittiDrive(site / "drive")
+    truth = drive.map_from_camera(drive.frame(9))
+    assert row["status"] == "ok" and se3.pose_error(np.array(row["map_from_camera"]), truth)[0] < 0.3, row
+    result = ep2ploc(*asked, "--no-landmarks")
     assert json.loads(result.stdout)["status"] == "refused"
-    assert "prior" in json.loads(result.stdout)["reason"]
+    assert "no prior pose, and the map has no places to search" in json.loads(result.stdout)["reason"]
 
 
 def test_evaluate_compares_with_the_truth_and_repeats_exactly(site: Path, tmp_path: Path) -> None:

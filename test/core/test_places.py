@@ -1,5 +1,6 @@
 """Localization without a first guess: views all over a map, the index of their descriptors, and the search."""
 
+import shutil
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -11,11 +12,14 @@ import torch
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import MapError
+from ep2ploc_core.landmarks.store import FEATURES_FILE, VIEWS_FILE
+from ep2ploc_core.landmarks.surroundings import RADIUS
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.array_file import save_array
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.place_index import (
+    LANDMARKS_APART,
     NO_DEPTH,
     Impression,
     PlaceIndex,
@@ -23,6 +27,7 @@ from ep2ploc_core.map.place_index import (
     encode_depth,
     encode_places,
     open_places,
+    places_to_search,
 )
 from ep2ploc_core.map.point_map import PATH_FILE, SITE_CHECKPOINT, MapInfo, MapPoints, PointMap, write_map
 from ep2ploc_core.map.sources import KittiSource
@@ -161,7 +166,7 @@ def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Pa
     network = load_network(site.map_path / SITE_CHECKPOINT)
     there.store_descriptors(here.all_points().descriptors, network.fingerprint)
     assert network.knows_places and not load_network("edge").knows_places
-    assert open_places(there) is None
+    assert open_places(there) is None and places_to_search(there) is None
     encoded = encode_places(there, network)
     opened = open_places(PointMap.open(there.path))
     assert opened is not None and len(opened) == len(encoded) > DIRECTIONS
@@ -174,6 +179,21 @@ def test_places_come_back_from_disk_and_a_broken_file_is_told(site, tmp_path: Pa
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(MapError, match="encode it again"):
         open_places(there)
+
+
+def test_places_that_no_network_has_learned_are_those_of_the_landmarks(site, tmp_path: Path) -> None:
+    here = PointMap.open(site.map_path)
+    learned = places_to_search(here)
+    assert learned is not None and learned.is_learned
+    bare = write_map(tmp_path / "map", here.all_points(), here.info)
+    for name in (VIEWS_FILE, FEATURES_FILE):
+        shutil.copyfile(here.path / name, bare.path / name)
+    places, store = places_to_search(bare), here.landmark_store
+    assert places is not None and not places.is_learned and store is not None
+    for pose in store.views["map_from_camera"]:  # around one of the places each of them is looked for
+        errors = [se3.pose_error(place, pose) for place in places.map_from_camera]
+        assert any(metres <= LANDMARKS_APART < RADIUS and radians < np.radians(46) for metres, radians in errors)
+    assert 1 < len(places) < len(store.views)
 
 
 def test_a_build_remembers_where_the_sensor_was(tmp_path: Path, site) -> None:

@@ -132,6 +132,8 @@ def test_places_round_trip_relative_to_the_maps_origin() -> None:
     np.testing.assert_allclose(back.descriptors.astype(float), descriptors, atol=0.5 / 127 + 1e-3)
     np.testing.assert_array_equal(back.depths, depths)
     assert not len(places_from_cloud(cloud_from_places(NO_PLACES, np.zeros(3), Header())))
+    unlearned = PlaceIndex(poses + 0.0, np.zeros((30, 0), np.float16), depths)
+    assert places.is_learned and not places_from_cloud(cloud_from_places(unlearned, np.zeros(3), Header())).is_learned
 
 
 def test_landmarks_come_back_from_a_message() -> None:
