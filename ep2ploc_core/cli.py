@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
 import typer
@@ -18,6 +18,9 @@ from ep2ploc_core.evaluation.cli import evaluate
 from ep2ploc_core.options import Device, ImageTopic, Landmarks, LidarFromCamera, Refine
 from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
+
+if TYPE_CHECKING:
+    from ep2ploc_core.localization import Localization
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps."
@@ -69,7 +72,8 @@ def map_build(
     topics = points_topic, pose_topic, colour_camera, image_topic, place
     scans = open_source(source, poses, camera, held_out, *topics)
     if not scans.has_poses:
-        console.print(f"{source} brings no poses; LiDAR odometry finds them. Its errors add up along the way.")
+        console.print(f"{source} brings no poses; LiDAR odometry finds them, unless {out}.poses.txt keeps them.")
+        console.print("Its errors add up along the way.")
         with progress_bar("finding poses") as progress:
             everything = open_source(source, poses, camera, None, *topics)
             scans = with_estimated_poses(everything, out, held_out, progress)
@@ -107,6 +111,7 @@ def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
     table.add_row("points", f"{len(point_map):,} in voxels of {info.voxel_size:g} m")
     table.add_row("extent", extent)
     table.add_row("origin", "  ".join(f"{value:g}" for value in info.origin))
+    table.add_row("path", _path_row(point_map.sensor_path()))
     table.add_row("tiles", f"{len(info.tiles)} of {info.tile_size:g} m, {report.bytes / 1e6:.1f} MB")
     store = point_map.landmark_store
     table.add_row("landmarks", f"{len(store):,} of {len(store.views)} images" if store else "none")
@@ -121,7 +126,7 @@ def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
 def queries_from_kitti(
     drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
     out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
+    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
     poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar.")] = None,
 ) -> None:
     """Take frames of a drive as queries; give them to `map build --hold-out` and to `evaluate`."""
@@ -138,7 +143,7 @@ def queries_from_kitti(
 def queries_from_rgbd(
     recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
     out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:end:step and single numbers, joined by commas.")],
+    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
     camera: Annotated[Path | None, typer.Option(help="Calibration of its depth camera, as for the map.")] = None,
     colour_camera: Annotated[
         Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
@@ -160,7 +165,7 @@ def queries_from_rgbd(
 def queries_from_bag(
     bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images and scans.")],
     out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:end:step and single numbers of images, joined by commas.")],
+    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers of images, joined by commas.")],
     poses: Annotated[Path | None, typer.Option(help="As for the map; by LiDAR odometry: what it left there.")] = None,
     points_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
     pose_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
@@ -233,28 +238,39 @@ def localize(
         write_alignment(rerun, result.refinement, picture, lens, point_map)
     elif rerun:
         console.print(f"{rerun}: not written, since no pose was found that could be refined")
-    if result.status != "ok":
-        console.print(f"refused: {result.reason}")
+    console.print(_sentence(result))
 
 
 @app.command("overlay")
 def draw_map(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
-    image: Annotated[Path, typer.Argument(metavar="IMAGE")],
-    camera: Annotated[Path, typer.Option(help="camera_calibration YAML or KITTI calibration.")],
-    pose: Annotated[str, typer.Option(help="x,y,z,qx,qy,qz,qw: map_from_camera, camera axes right, down, forward.")],
     out: Annotated[Path, typer.Option(help="The picture to write, .png or .jpg.")],
+    image: Annotated[Path | None, typer.Argument(metavar="[IMAGE]")] = None,
+    camera: Annotated[Path | None, typer.Option(help="camera_calibration YAML or KITTI calibration.")] = None,
+    pose: Annotated[
+        str, typer.Option(help="x,y,z,qx,qy,qz,qw: map_from_camera, camera axes right, down, forward.")
+    ] = "",
+    frame: Annotated[
+        int | None, typer.Option(help="In place of IMAGE, its camera and pose: the mapping run's image of this number.")
+    ] = None,
     removed: Annotated[bool, typer.Option(help="Mark the points taken for hidden, too.")] = False,
 ) -> None:
     """Draw a map over an image from a pose, to judge the pose or the calibration."""
     from ep2ploc_core.datasets.kitti import read_camera_file, read_image
     from ep2ploc_core.map.point_map import PointMap
+    from ep2ploc_core.map.sources import mapping_image, reopen_source
     from ep2ploc_core.visualization.overlay import SETTINGS, draw_overlay, write_image
 
     point_map = PointMap.open(map_path)
-    picture = read_image(image)
-    lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-    map_from_camera = _matrix(_parse_pose(pose))
+    if frame is not None and image is None and camera is None and not pose:
+        mapped = mapping_image(reopen_source(point_map.info.source), frame)
+        picture, lens, map_from_camera = mapped.read(), mapped.camera, mapped.map_from_camera
+    elif frame is None and image is not None and camera is not None and pose:
+        picture = read_image(image)
+        lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
+        map_from_camera = _matrix(_parse_pose(pose))
+    else:
+        raise InputError("Give either IMAGE with --camera and --pose, or --frame, an image of the mapping run.")
     corner = np.hypot(1, np.hypot(lens.width / lens.fx, lens.height / lens.fy))  # how far off the axis a corner may be
     points = point_map.query(map_from_camera[:3, 3], SETTINGS.farthest * corner)
     drawn = draw_overlay(picture, lens, points, point_map.origin, map_from_camera, point_map.voxel_size, removed)
@@ -301,7 +317,7 @@ def train(
 def bag_from_kitti(
     drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
     out: Annotated[Path, typer.Option(help="The bag directory to make.")],
-    frames: Annotated[str, typer.Option(help="first:end:step and single numbers; all by default.")] = "",
+    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
     storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
 ) -> None:
     """Write a drive as a ROS 2 bag: images, camera_info, points, TF, with the drive's own times."""
@@ -311,6 +327,24 @@ def bag_from_kitti(
 
     write_kitti_bag(KittiDrive(drive), out, parse_frames(frames) if frames else None, None, storage)
     console.print(f"{out}: written")
+
+
+@bag_app.command("images")
+def bag_images(
+    bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images; nothing else need be in it.")],
+    out: Annotated[Path, typer.Option(help="The directory to make: images/, camera.yaml, stamps.txt.")],
+    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
+    image_topic: ImageTopic = "",
+    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
+) -> None:
+    """Take images and calibration out of a bag, as files for `localize`."""
+    from ep2ploc_core.datasets.bag_images import ImageMessages, write_images
+    from ep2ploc_core.datasets.queries import parse_frames
+
+    messages = ImageMessages(bag, image_topic, camera)
+    with progress_bar("images") as progress:
+        count = write_images(messages, parse_frames(frames) if frames else None, out, progress)
+    console.print(f"{out}: {count} images of {messages.topic}")
 
 
 @app.command()
@@ -362,7 +396,7 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
     point_map = PointMap.open(map_path)
     network = load_network(checkpoint, choose_device(device))
     with stage_bars() as report:
-        encode_map(point_map, network, lambda done, total: report("encoding points", done, total))
+        encode_map(point_map, network, report)
         if network.knows_places:
             encode_places(point_map, network, lambda done, total: report("encoding places", done, total))
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
@@ -376,6 +410,26 @@ def _parse_pose(text: str) -> list[float]:
     if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
         raise InputError(f"The pose '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
     return numbers
+
+
+def _path_row(poses: np.ndarray) -> str:
+    """How far the mapping sensor went, and how far from its start it ended: where it came back, by odometry's drift."""
+    if not len(poses):
+        return "unknown"
+    way = float(np.linalg.norm(np.diff(poses[:, :3, 3], axis=0), axis=1).sum())
+    return f"{way:.0f} m, from end to start {np.linalg.norm(poses[-1, :3, 3] - poses[0, :3, 3]):.1f} m"
+
+
+def _sentence(result: Localization) -> str:
+    """A result for people."""
+    if result.map_from_camera is None or result.covariance is None:
+        return f"refused: {result.reason}"
+    sigmas = np.sqrt(np.diag(result.covariance))
+    x, y, z = result.map_from_camera[:3, 3]
+    return (
+        f"at {x:.2f} {y:.2f} {z:.2f}, give or take {np.linalg.norm(sigmas[:3]):.2f} m and "
+        f"{np.degrees(np.linalg.norm(sigmas[3:])):.1f} degrees (one standard deviation); believed {result.belief:.3f}"
+    )
 
 
 def _matrix(numbers: list[float]) -> np.ndarray:

@@ -29,7 +29,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
 @contextmanager
 def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
     """Bars on stderr, one for each stage of a long work; yields the function to call with the stage, how much of it is
-    done and how much there is."""
+    done and how much there is. In a file, where bars are drawn at the end only, it says what begins."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
                TimeRemainingColumn())  # fmt: skip
     with Progress(*columns, console=console) as progress:
@@ -37,6 +37,8 @@ def stage_bars() -> Iterator[Callable[[str, int, int], None]]:
 
         def report(stage: str, done: int, total: int) -> None:
             if stage not in tasks:
+                if not console.is_terminal:
+                    console.print(f"{stage} ...")
                 tasks[stage] = progress.add_task(stage)
             progress.update(tasks[stage], completed=done, total=total)
 

@@ -198,8 +198,7 @@ def _build(drive: KittiDrive, queries: Queries, path: Path) -> PointMap:
     source = KittiSource(drive.path, None, [int(frame) for frame in queries.frames])
     with stage_bars() as stages:
         point_map = build_map(source, path, progress=stages)
-    with progress_bar("encoding") as report:
-        encode_map(point_map, load_network("edge"), report)
+        encode_map(point_map, load_network("edge"), stages)
     return point_map
 
 

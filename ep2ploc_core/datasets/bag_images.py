@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -73,6 +74,34 @@ class BagImage(PosedImage):
     def copy_to(self, folder: Path) -> None:
         """Puts it into a folder, as a PNG file named after its frame."""
         cv2.imwrite(str(folder / f"{self.frame:010d}.png"), cv2.cvtColor(self.read(), cv2.COLOR_RGB2BGR))
+
+
+def write_images(
+    messages: ImageMessages,
+    numbers: list[int] | None,
+    out: Path,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> int:
+    """Writes images of these numbers, all by default, as `out`/images/NUMBER.png, `out`/camera.yaml, and the number and
+    stamp of each in `out`/stamps.txt; returns how many. Those that cannot be used are left out. Raises InputError where
+    `out` holds something else, or nothing is written."""
+    if out.exists() and any(out.iterdir()) and not (out / "stamps.txt").is_file():
+        raise InputError(f"{out} holds something that is no directory of images made before; give another one.")
+    chosen = range(len(messages.times)) if numbers is None else [n for n in numbers if n < len(messages.times)]
+    shutil.rmtree(out, ignore_errors=True)
+    (out / "images").mkdir(parents=True)
+    messages.camera.to_yaml(out / "camera.yaml")
+    rows = []
+    for done, number in enumerate(chosen, 1):
+        if np.isfinite(messages.stamps[number]):
+            image = BagImage(number, messages.stamps[number], messages.path, messages.camera, np.eye(4), messages)
+            image.copy_to(out / "images")
+            rows.append((number, messages.stamps[number]))
+        progress(done, len(chosen))
+    if not rows:
+        raise InputError(f"{messages.topic} of {messages.path} has none of these images; it has {len(messages.times)}.")
+    np.savetxt(out / "stamps.txt", rows, fmt="%d %.9f", header="number, seconds")
+    return len(rows)
 
 
 def _choose(path: Path, bag: Reader, asked: str) -> tuple[str, np.ndarray]:

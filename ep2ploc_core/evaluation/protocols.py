@@ -128,8 +128,10 @@ def _start_scale(protocol: TrackingProtocol) -> np.ndarray:
 def result_row(result: Localization) -> dict[str, Any]:
     """The promised form of one result in JSON."""
     pose, covariance = result.map_from_camera, result.covariance
+    numbers = [] if pose is None else [*pose[:3, 3], *se3.to_quaternion(pose)]
     return {
         "status": result.status,
+        "pose": None if pose is None else ",".join(f"{number:.6f}" for number in numbers),
         "map_from_camera": None if pose is None else pose.tolist(),
         "covariance": None if covariance is None else covariance.tolist(),
         "num_matches": result.num_matches,

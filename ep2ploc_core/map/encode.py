@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -24,12 +25,13 @@ BORDER = 16.0
 
 
 def encode_map(
-    point_map: PointMap, network: EP2PLoc, progress: Callable[[int, int], None] = lambda done, total: None
+    point_map: PointMap, network: EP2PLoc, progress: Callable[[str, int, int], None] = lambda stage, done, total: None
 ) -> None:
     """Stores the descriptors of every point, and the network's fingerprint, in the map; where its recording has images
     also landmarks, unless it has them, and what the images show of the points, if the network aligns features.
 
-    Block by block, so that the map need not fit into memory; what was stopped goes on where it was.
+    Block by block, so that the map need not fit into memory; what was stopped goes on where it was. progress: is told
+    the stage, how much of it is done and how much there is.
     """
     frame = NetworkFrame.of_map(point_map.info.voxel_size, point_map.info.up)
     size, block, reach = point_map.info.tile_size, BLOCK * frame.unit, BORDER * frame.unit
@@ -48,13 +50,13 @@ def encode_map(
             ends = np.cumsum([len(tile) for tile in own])
             for name, part in zip(names, np.split(descriptors, ends)[:-1], strict=True):
                 point_map.store_tile_descriptors(name, part, network.fingerprint)
-        progress(done + 1, len(blocks))
+        progress("encoding points", done + 1, len(blocks))
     images = images_of_map(point_map)
     if images and point_map.landmark_store is None:
-        gather_landmarks(point_map, images, progress)
+        gather_landmarks(point_map, images, partial(progress, "landmarks"))
     if images and network.alignment_head is not None:
         encoded = PointMap(point_map.path, replace(point_map.info, checkpoint=network.fingerprint))
-        add_appearances(encoded, network, images, progress)
+        add_appearances(encoded, network, images, partial(progress, "what images show"))
     point_map.use_descriptors(network.fingerprint)
 
 

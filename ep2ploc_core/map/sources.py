@@ -195,6 +195,18 @@ def mapping_images(source: ScanSource) -> list[PosedImage]:
     return images
 
 
+def mapping_image(source: ScanSource, frame: int) -> PosedImage:
+    """The image of this number; raises InputError when the recording has none with a pose."""
+    images = mapping_images(source)
+    nearest = min(images, key=lambda image: abs(image.frame - frame))
+    if nearest.frame != frame:
+        path = source.describe()["path"]
+        raise InputError(
+            f"{path} has no image {frame} with a pose that is not held out; the nearest is {nearest.frame}."
+        )
+    return nearest
+
+
 def _kind(path: Path) -> str:
     if path.is_file():
         suffix = path.suffix.lower()

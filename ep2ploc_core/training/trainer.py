@@ -108,6 +108,8 @@ class Trainer:
         means: dict[str, float] = {}
         with Progress(*PROGRESS_COLUMNS, disable=self.rank > 0) as progress:
             task = progress.add_task("", total=self.schedule.steps, completed=self.step, note="")
+            if self.rank == 0 and not progress.console.is_terminal:
+                print(f"training from step {self.step} to {self.schedule.steps}", flush=True)
             for batch in self._batches():
                 log = self._train_step(batch.to(self.device))
                 self.step += 1
@@ -121,7 +123,9 @@ class Trainer:
                     note = f"pose {means['pose']:.2f} patch {means['patch']:.2f}"
                     progress.update(task, note=note)
                     if self.rank == 0 and not progress.console.is_terminal:  # bars are not drawn into files
-                        print(f"step {self.step}/{self.schedule.steps}  {note}", flush=True)
+                        left = progress.tasks[task].time_remaining
+                        minutes = "" if left is None else f"  {left / 60:.0f} min left"
+                        print(f"step {self.step}/{self.schedule.steps}{minutes}  {note}", flush=True)
                 progress.update(task, completed=self.step)
                 now = time.monotonic()
                 if now - last_save > self.schedule.save_seconds:

@@ -30,10 +30,11 @@ from rosbags.rosbag2 import CompressionMode, StoragePlugin, Writer
 from scipy.spatial.transform import Rotation
 
 from ep2ploc_core import se3
-from ep2ploc_core.datasets.bag_images import BagImage
+from ep2ploc_core.camera import Camera
+from ep2ploc_core.datasets.bag_images import BagImage, ImageMessages, write_images
 from ep2ploc_core.datasets.bag_reader import BagSource
 from ep2ploc_core.datasets.bag_writer import write_kitti_bag
-from ep2ploc_core.datasets.kitti import KittiDrive
+from ep2ploc_core.datasets.kitti import KittiDrive, read_image
 from ep2ploc_core.datasets.queries import write_image_queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import InputError
@@ -103,6 +104,23 @@ def test_grey_and_compressed_images_are_as_good(tmp_path: Path) -> None:
     packed = [("/front/image_raw/compressed", s, compressed(s, picture(k))) for k, s in enumerate(TIMES)]
     source = BagSource(write_bag(tmp_path / "packed", [*drive_messages(), *INFO, *packed]))
     assert np.array_equal(source.images[2].read(), picture(2))
+
+
+def test_the_images_of_a_camera_alone_are_taken_out(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", [*INFO, *image_messages()])
+    messages = ImageMessages(bag)
+    assert write_images(messages, [1, 3, 99], tmp_path / "out") == 2
+    assert write_images(messages, None, tmp_path / "out") == 8  # again, in its place
+    files = sorted((tmp_path / "out/images").iterdir())
+    assert len(files) == 8 and np.array_equal(read_image(files[5]), picture(5))
+    assert Camera.from_yaml(tmp_path / "out/camera.yaml").matrix == pytest.approx(messages.camera.matrix)
+    numbers, stamps = np.loadtxt(tmp_path / "out/stamps.txt").T
+    assert numbers.tolist() == list(range(8))
+    np.testing.assert_allclose(stamps, START / 1e9 + np.array(TIMES), atol=1e-5)
+    with pytest.raises(InputError, match="has none of these images; it has 8"):
+        write_images(messages, [99], tmp_path / "none")
+    with pytest.raises(InputError, match="holds something that is no directory of images"):
+        write_images(messages, None, tmp_path / "bag")
 
 
 def test_which_topic(tmp_path: Path) -> None:

@@ -59,6 +59,9 @@ def test_localize_writes_the_promised_form(site: Path, tmp_path: Path) -> None:
     assert {"map_from_camera", "covariance", "num_matches", "num_inliers", "reason", "seconds"} <= set(row)
     if row["status"] == "ok":
         assert np.shape(row["map_from_camera"]) == (4, 4) and np.shape(row["covariance"]) == (6, 6)
+        numbers = np.array(row["pose"].split(","), float)
+        np.testing.assert_allclose(se3.from_quaternion(numbers[:3], numbers[3:]), row["map_from_camera"], atol=1e-5)
+        assert "one standard deviation" in result.stderr
     else:
         assert row["reason"] and row["map_from_camera"] is None
 
@@ -156,6 +159,24 @@ def test_another_recording_of_the_site_is_asked_with_its_poses_in_the_maps_frame
     assert report["start"]["candidate_median_translation_error_m"] < 3
     assert all(row["candidate_translation_error_m"] < 3 for row in report["results"])
     assert all(1.0 < row["distance_to_mapping_m"] < 6.0 for row in report["results"])
+
+
+def test_the_map_is_drawn_over_an_image_of_the_mapping_run(site: Path, tmp_path: Path) -> None:
+    drive = KittiDrive(site / "drive")
+    pose = drive.map_from_camera(drive.frame(3))
+    given = ",".join(f"{number:.9f}" for number in (*pose[:3, 3], *se3.to_quaternion(pose)))
+    image, camera = drive.frame(3).image_path, site / "queries/camera.yaml"
+    pictures = []
+    for number, asked in enumerate((("--frame", 3), (image, "--camera", camera, "--pose", given))):
+        result = ep2ploc("overlay", site / "map", *asked, "--out", tmp_path / f"{number}.png")
+        assert result.returncode == 0, result.stderr
+        pictures.append(cv2.imread(str(tmp_path / f"{number}.png")).astype(int))
+    assert np.abs(pictures[0] - pictures[1]).mean() < 1
+    assert np.abs(pictures[0] - cv2.imread(str(image)).astype(int)).mean() > 5
+    result = ep2ploc("overlay", site / "map", "--frame", 9, "--out", tmp_path / "none.png")  # held out
+    assert result.returncode == 2 and "has no image 9 with a pose that is not held out" in result.stderr
+    result = ep2ploc("overlay", site / "map", image, "--frame", 3, "--out", tmp_path / "none.png")
+    assert result.returncode == 2 and "Give either IMAGE with --camera and --pose, or --frame" in result.stderr
 
 
 def test_several_methods_go_into_one_table_from_the_same_starts(site: Path, tmp_path: Path) -> None:
