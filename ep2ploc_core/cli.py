@@ -64,7 +64,7 @@ def map_build(
     """Build a map from scans and poses, and encode it for localization."""
     from ep2ploc_core.map.build import BuildSettings, build_map
     from ep2ploc_core.map.point_map import check_replaceable
-    from ep2ploc_core.map.sources import open_source, with_estimated_poses
+    from ep2ploc_core.map.sources import mapping_images, open_source, with_estimated_poses
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
@@ -77,6 +77,8 @@ def map_build(
         with progress_bar("finding poses") as progress:
             everything = open_source(source, poses, camera, None, *topics)
             scans = with_estimated_poses(everything, out, held_out, progress)
+    if image_topic or lidar_from_camera or (camera and scans.describe()["kind"] == "ros2_bag"):
+        mapping_images(scans)  # says what is wrong with these before the long work
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
     console.print(
@@ -343,8 +345,9 @@ def bag_images(
 
     messages = ImageMessages(bag, image_topic, camera)
     with progress_bar("images") as progress:
-        count = write_images(messages, parse_frames(frames) if frames else None, out, progress)
-    console.print(f"{out}: {count} images of {messages.topic}")
+        count, unusable = write_images(messages, parse_frames(frames) if frames else None, out, progress)
+    left_out = f", {unusable} that cannot be used left out" if unusable else ""
+    console.print(f"{out}: {count} images of {messages.topic}{left_out}")
 
 
 @app.command()

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,7 +18,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.camera import Camera, project_pinhole
 from ep2ploc_core.datasets.sampling import START_RANGE, spread_over_image, start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
-from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
+from ep2ploc_core.landmarks.finder import LandmarkFinder
 from ep2ploc_core.landmarks.landmark_view import LandmarkView
 from ep2ploc_core.landmarks.search import LandmarkSearch
 from ep2ploc_core.landmarks.sighting import Sighting
@@ -102,6 +105,7 @@ class Localizer:
 
     def _localize_in_units(self, image: np.ndarray, camera: Camera, prior: np.ndarray | None) -> Localization:
         begin = time.perf_counter()
+        likely, self._landmarks_wanted = self._landmarks_wanted, False
         self.check_map()
         query = self._encode(image, camera)
         margin = None  # only places that were searched for have one
@@ -116,12 +120,15 @@ class Localizer:
         guess = torch.from_numpy(moved(prior, -origin)).float().to(self.device)
 
         box = self._box(guess)
-        landmarks = self._look_for_landmarks(query, prior, margin)
         if self.settings.refine == "align_first" and margin is None:
             found = self._follow(query, points, origin, guess)
             if found is not None:
                 found.seconds = time.perf_counter() - begin
                 return found
+        views = partial(MapInUnits(self.point_map).landmarks, prior[:3, 3], RADIUS)
+        landmarks = LandmarkSearch(self.landmark_finder, query.sighting, views, prior)
+        if self.settings.landmarks and (likely or margin is not None):
+            landmarks.begin(self._landmarks_thread)
         passes: list[Matching] = []
         for number, stage in enumerate(self.settings.passes, 1):
             last = number == len(self.settings.passes)
@@ -166,25 +173,31 @@ class Localizer:
             views = sorted(self.places.search(image, settings.places))  # in order of place: maps are read so
         starts = [scaled_pose(self.places.map_from_camera[view], 1 / unit) for view in views]
         tried: list[tuple[float, np.ndarray]] = []
-        landmarks: list[LandmarkView] = []
         around = SurroundingLandmarks(MapInUnits(self.point_map))
-        for start in starts:
-            if self.places.is_learned and (one := self._attempt(query, start, settings.scouting)):
-                tried.append(one)
-            if settings.landmarks:
-                landmarks += around.of(start)
+        landmarks: Iterable[LandmarkView] = chain.from_iterable(map(around.of, starts))  # each when its turn comes
+        if self.places.is_learned:
+            seen: list[LandmarkView] = []
+            for start in starts:
+                if one := self._attempt(query, start, settings.scouting):
+                    tried.append(one)
+                if settings.landmarks:
+                    seen += around.of(start)
+            landmarks = seen
         best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
-        recognized: list[LandmarkPose] = []
-        if landmarks:
-            recognized = self.landmark_finder.recognize(query.sighting.features, query.sighting.camera, landmarks)
-        starts = [tried[number][1] for number in sorted(best)] + [one.map_from_camera for one in recognized]
-        if not starts:
+        starts = [tried[number][1] for number in sorted(best)]
+        if settings.landmarks:
+            sighting = query.sighting
+            recognized = self.landmark_finder.recognize(sighting.features, sighting.camera, landmarks)
+            starts += [one.map_from_camera for one in recognized]
+        if not starts and not self.places.is_learned:
             return "the image shows no landmarks that the map knows: give a first guess of the pose"
         found = [one for start in starts if (one := self._attempt(query, start, settings.passes[-1]))]
         if not found:
             return "nothing of the map is visible from the places that look like the image"
         score, place = max(found, key=lambda one: one[0])
         others = [other for other, pose in found if not _same_place(pose, place)]
+        if not others and not self.places.is_learned:  # nothing was compared with it, so that is no evidence
+            return place, 0.0
         margin = min([GREATEST_MARGIN, *(score - other for other in others)])
         if margin < settings.least_margin:
             return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
@@ -344,14 +357,6 @@ class Localizer:
             evidence = replace(found.evidence, likeness=refinement.likeness, least_likeness=refinement.least_likeness)
             found = replace(found, evidence=evidence, belief=belief(evidence))
         return replace(found, refinement=refinement.moved(origin))
-
-    def _look_for_landmarks(self, query: Query, prior: np.ndarray, margin: float | None) -> LandmarkSearch:
-        """Begun already where the image is likely to want it: as the one before did, or in a place searched for."""
-        views = MapInUnits(self.point_map).landmarks(prior[:3, 3], RADIUS) if self.settings.landmarks else []
-        search = LandmarkSearch(self.landmark_finder, query.sighting, views, prior)
-        if views and (self._landmarks_wanted or margin is not None):
-            search.begin(self._landmarks_thread)
-        return search
 
     def _wants_landmarks(self, found: Localization, prior: np.ndarray) -> bool:
         """Whether landmarks are to be asked: they take longer than all else, so not for a pose that is sure."""

@@ -8,7 +8,7 @@ import torch
 
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.map.place_index import places_to_search
+from ep2ploc_core.map.place_index import open_places, places_to_search
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.training.processes import choose_device
@@ -30,5 +30,6 @@ def open_localizer(
     # A second thread hardly makes an image faster; on busy cores the two wait for each other, many times as long.
     torch.set_num_threads(1)
     network = load_network(checkpoint, where)
-    places = places_to_search(point_map) if search else None
+    find_places = places_to_search if settings.landmarks else open_places
+    places = find_places(point_map) if search else None
     return Localizer(network, point_map, where, settings, places), point_map

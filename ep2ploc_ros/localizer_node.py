@@ -189,6 +189,7 @@ class LocalizerNode(RunnableNode):
             return
         try:
             self._localizer.settings = self._localizer_settings(changed)
+            self._use_places()
         except Ep2plocError as error:  # they were set before the network was known that cannot do it
             self._localizer = None
             self._health.report(ERROR, f"{error}")
@@ -255,6 +256,7 @@ class LocalizerNode(RunnableNode):
         """Gives the localizer its map's places once both are here; they come as two messages, in any order."""
         if self._localizer is not None and self._described is not None:
             fit = len(self._places) == self._described.places > 0
+            fit &= self._places.is_learned or self._settings.landmarks
             self._localizer.places = self._places if fit else None
 
     def _take_camera_info(self, message: CameraInfo) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any
 
 import cv2
 import numpy as np
+from rosbags.interfaces import Connection
 from rosbags.rosbag2 import Reader
 
 from ep2ploc_core.camera import Camera
@@ -22,6 +22,7 @@ from ep2ploc_core.datasets.image_message import camera_from_message, image_from_
 from ep2ploc_core.datasets.kitti import read_camera_file
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.written_file import written_directory
 
 IMAGE, COMPRESSED = "sensor_msgs/msg/Image", "sensor_msgs/msg/CompressedImage"
 CAMERA_INFO = "sensor_msgs/msg/CameraInfo"
@@ -43,25 +44,43 @@ class ImageMessages:
             self.topic, first = _choose(path, bag, topic)
             self.camera = _calibration(path, bag, self.topic, first.shape[:2], camera)
             self.times, self.stamps, self.frame = _survey(path, bag, self.topic)
-        self._open: dict[int, Reader] = {}  # by process: those that share one would share its place in the file
-        self._closing = ExitStack()
+        self._readers: dict[int, _Reading] = {}  # by process: those that share one would share its place in the file
         _log.info("Images from %s.", self.topic)
 
     def read(self, number: int) -> np.ndarray:
-        """Pixels `(H, W, 3)` uint8 RGB of a message; raises InputError when it cannot be used any more."""
-        bag = self._open.get(os.getpid())
-        if bag is None:
-            bag = self._open[os.getpid()] = self._closing.enter_context(open_bag(self.path))
-        time = int(self.times[number])
-        before = int(np.count_nonzero(self.times[:number] == time))
-        messages = read_messages(self.path, bag, bag.topics[self.topic].connections, time, time + 1)
-        for place, (connection, _, data) in enumerate(messages):
-            if place == before:
+        """Pixels `(H, W, 3)` uint8 RGB of a message; raises InputError when it cannot be used."""
+        reading = self._readers.get(os.getpid())
+        if reading is None:
+            reading = self._readers[os.getpid()] = _Reading(self.path, self.topic, self.times)
+        return reading.image(number)
+
+
+class _Reading:
+    """An open bag, and how far the images of a topic were read: those who ask for one after the other need one pass."""
+
+    def __init__(self, path: Path, topic: str, times: np.ndarray) -> None:
+        self._path, self._topic, self._times = path, topic, times
+        self._closing = ExitStack()
+        self._bag = self._closing.enter_context(open_bag(path))
+        self._ahead: Iterator[tuple[int, tuple[Connection, int, bytes]]] = iter(())
+        self._next = -1
+
+    def image(self, number: int) -> np.ndarray:
+        """Pixels `(H, W, 3)` uint8 RGB."""
+        if number != self._next:
+            start = int(self._times[number])
+            # Bags are not strictly in the order of time, so it is worked out what the time filter lets pass.
+            passing = np.flatnonzero(self._times >= start)
+            connections = self._bag.topics[self._topic].connections
+            self._ahead = zip(passing, read_messages(self._path, self._bag, connections, start), strict=False)
+        for found, (connection, _, data) in self._ahead:
+            if found == number:
+                self._next = number + 1 if (self._times[number + 1 :] >= self._times[number]).all() else -1
                 return _rgb(decode(data, connection))
-        raise InputError(f"The image {number} on {self.topic} of {self.path} is gone; the bag was changed.")
+        raise InputError(f"The image {number} on {self._topic} of {self._path} is gone; the bag was changed.")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class BagImage(PosedImage):
     """An image that lies in a bag, `path`; `frame` is its number among the `messages` of its topic."""
 
@@ -73,7 +92,7 @@ class BagImage(PosedImage):
 
     def copy_to(self, folder: Path) -> None:
         """Puts it into a folder, as a PNG file named after its frame."""
-        cv2.imwrite(str(folder / f"{self.frame:010d}.png"), cv2.cvtColor(self.read(), cv2.COLOR_RGB2BGR))
+        _write_png(self.read(), folder, self.frame)
 
 
 def write_images(
@@ -81,27 +100,35 @@ def write_images(
     numbers: list[int] | None,
     out: Path,
     progress: Callable[[int, int], None] = lambda done, total: None,
-) -> int:
+) -> tuple[int, int]:
     """Writes images of these numbers, all by default, as `out`/images/NUMBER.png, `out`/camera.yaml, and the number and
-    stamp of each in `out`/stamps.txt; returns how many. Those that cannot be used are left out. Raises InputError where
-    `out` holds something else, or nothing is written."""
-    if out.exists() and any(out.iterdir()) and not (out / "stamps.txt").is_file():
-        raise InputError(f"{out} holds something that is no directory of images made before; give another one.")
-    chosen = range(len(messages.times)) if numbers is None else [n for n in numbers if n < len(messages.times)]
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "images").mkdir(parents=True)
-    messages.camera.to_yaml(out / "camera.yaml")
+    stamp of each in `out`/stamps.txt. Returns how many, and how many of those asked for could not be used. Raises
+    InputError where `out` holds something else, or not one could be."""
+    known = set(np.flatnonzero(np.isfinite(messages.stamps)).tolist())
+    asked = list(range(len(messages.stamps))) if numbers is None else numbers
     rows = []
-    for done, number in enumerate(chosen, 1):
-        if np.isfinite(messages.stamps[number]):
-            image = BagImage(number, messages.stamps[number], messages.path, messages.camera, np.eye(4), messages)
-            image.copy_to(out / "images")
-            rows.append((number, messages.stamps[number]))
-        progress(done, len(chosen))
-    if not rows:
-        raise InputError(f"{messages.topic} of {messages.path} has none of these images; it has {len(messages.times)}.")
-    np.savetxt(out / "stamps.txt", rows, fmt="%d %.9f", header="number, seconds")
-    return len(rows)
+    with written_directory(out, "stamps.txt", "directory of images") as aside:
+        (aside / "images").mkdir()
+        messages.camera.to_yaml(aside / "camera.yaml")
+        for done, number in enumerate(asked, 1):
+            try:
+                if number in known:
+                    _write_png(messages.read(number), aside / "images", number)
+                    rows.append((number, messages.stamps[number]))
+            except InputError as error:
+                _log.warning("Image %d: %s", number, error)
+            progress(done, len(asked))
+        if not rows:
+            raise InputError(
+                f"{messages.topic} of {messages.path} has none of these images; it has {len(messages.stamps)}."
+            )
+        np.savetxt(aside / "stamps.txt", rows, fmt="%d %.9f", header="number, seconds")
+    return len(rows), len(asked) - len(rows)
+
+
+def _write_png(image: np.ndarray, folder: Path, number: int) -> None:
+    data = cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1]
+    (folder / f"{number:010d}.png").write_bytes(data.tobytes())
 
 
 def _choose(path: Path, bag: Reader, asked: str) -> tuple[str, np.ndarray]:
@@ -146,7 +173,13 @@ def _info_topic(bag: Reader, topic: str) -> str:
 def _calibration(path: Path, bag: Reader, topic: str, size: tuple[int, int], file: Path | None) -> Camera:
     height, width = size
     if file is not None:
-        return read_camera_file(file, width, height)
+        camera = read_camera_file(file, width, height)
+        if (camera.width, camera.height) != size[::-1]:
+            raise InputError(
+                f"The calibration {file} is for images of {camera.width}x{camera.height} pixels, and those on {topic} "
+                f"have {width}x{height}."
+            )
+        return camera
     info, reason = _info_topic(bag, topic), "There is none."
     connections = bag.topics[info].connections if info else []
     for connection, _, data in read_messages(path, bag, connections):

@@ -20,7 +20,7 @@ from ep2ploc_core.datasets.bag_poses import FIXED_FRAMES, PoseTopics, PoseTrack,
 from ep2ploc_core.datasets.hold_out import IMAGE_MARGIN, SCAN_MARGIN, far_from
 from ep2ploc_core.datasets.point_cloud2 import intensity_scale, read_cloud, sensor_points
 from ep2ploc_core.datasets.posed_image import PosedImage
-from ep2ploc_core.datasets.trajectory import Trajectory, read_trajectory
+from ep2ploc_core.datasets.trajectory import MAX_GAP, Trajectory, read_trajectory
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.posed_scan import PosedScan
 
@@ -30,6 +30,7 @@ _SCALE_SCANS = 10
 # An image less far and less turned than that, metres and radians, from the one taken before it adds nothing: a camera
 # that stands still sends thirty of them a second.
 _SPACING, _TURN = 0.2, np.radians(3)
+_BRIDGED = 3.0  # scan periods between two poses, within which images get one
 _log = logging.getLogger(__name__)
 
 
@@ -122,9 +123,10 @@ class BagSource:
         if self._path is None:
             raise InputError(f"{self.path} has no poses, so it is not known where its images were taken.")
         messages, lidar = self._messages, self._clouds.frame
-        if self.lidar_from_camera is None:
+        lidar_from_camera = np.full((len(messages.stamps), 4, 4), np.nan)
+        if self.lidar_from_camera is None and messages.frame != lidar:  # one frame for both is that of neither
             lidar_from_camera = self._pose_topics.between(lidar, messages.frame, messages.stamps)
-        else:
+        elif self.lidar_from_camera is not None:
             given = se3.from_quaternion(*np.split(np.array(self.lidar_from_camera), [3]))
             lidar_from_camera = np.tile(given, (len(messages.stamps), 1, 1))
         poses = self._lidar_at(messages.stamps) @ lidar_from_camera
@@ -136,9 +138,11 @@ class BagSource:
             )
         if not len(known):
             raise InputError(f"No image on {messages.topic} of {self.path} was taken while the LiDAR's pose is known.")
+        stamps = messages.stamps[known]
+        scans = self._clouds.numbers[_nearest(self._clouds.stamps, stamps)]
         return [
-            BagImage(number, messages.stamps[number], self.path, messages.camera, poses[number], messages)
-            for number in map(int, known)
+            BagImage(number, stamp, self.path, messages.camera, poses[number], int(scan), messages=messages)
+            for number, stamp, scan in zip(known.tolist(), stamps.tolist(), scans, strict=True)
         ]
 
     @property
@@ -214,18 +218,19 @@ class BagSource:
             return np.tile(np.eye(4), (len(self._clouds.stamps), 1, 1))
         if isinstance(self._path, Trajectory) and self._path.stamps is None:
             return self._path.poses
-        return self._lidar_at(self._clouds.stamps)
+        if isinstance(self._path, Trajectory):
+            return self._path.at(self._clouds.stamps)
+        return self._path.at(self._clouds.frame, self._clouds.stamps)
 
     def _lidar_at(self, stamps: np.ndarray) -> np.ndarray:
-        """map_from_lidar `(M, 4, 4)` at times `(M,)` in seconds, NaN where unknown."""
+        """map_from_lidar `(M, 4, 4)` at the times of images `(M,)` in seconds, NaN where unknown."""
         path, clouds = self._path, self._clouds
         assert path is not None
         if isinstance(path, PoseTrack):
             return path.at(clouds.frame, stamps)
-        if path.stamps is None:  # a row for each scan
-            times, first = np.unique(clouds.stamps, return_index=True)
-            path = Trajectory(path.path, path.poses[first], times)
-        return path.at(stamps)
+        times, first = np.unique(clouds.stamps if path.stamps is None else path.stamps, return_index=True)
+        usual = float(np.median(np.diff(times))) if len(times) > 1 else 0.0
+        return Trajectory(path.path, path.poses[first], times).at(stamps, max(MAX_GAP, _BRIDGED * usual))
 
     def _far_from_held_out(self) -> np.ndarray:
         """Which of the usable scans `(N,)` are no neighbours, in time, of images that are held out."""
@@ -238,6 +243,14 @@ class BagSource:
         for stamp in held[np.isfinite(held)]:
             far &= np.abs(stamps - stamp) > (SCAN_MARGIN + 0.5) * period
         return far
+
+
+def _nearest(known: np.ndarray, stamps: np.ndarray) -> np.ndarray:
+    """Which of the times `(N,)`, in any order, is nearest to each of `(M,)`."""
+    order = np.argsort(known)
+    after = np.searchsorted(known[order], stamps).clip(1, max(1, len(known) - 1))
+    before, after = order[after - 1], order[np.minimum(after, len(known) - 1)]
+    return np.where(np.abs(known[before] - stamps) <= np.abs(known[after] - stamps), before, after)
 
 
 def _has_moved(before: np.ndarray, now: np.ndarray) -> bool:

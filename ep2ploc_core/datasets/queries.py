@@ -4,7 +4,6 @@ from a recording."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.kitti import IMAGE_SUFFIXES, KittiDrive, read_camera_file, read_image
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.errors import InputError
+from ep2ploc_core.written_file import written_directory
 
 
 class Queries:
@@ -96,19 +96,17 @@ def write_image_queries(images: Sequence[PosedImage], out: Path) -> Queries:
     InputError when there is no image."""
     if not images:
         raise InputError(f"There are no images to make the queries {out} of; name frames that have one.")
-    if out.exists() and any(out.iterdir()) and not (out / "frames.txt").is_file():
-        raise InputError(f"{out} holds something that is no directory of queries made before; give another one.")
     if any(out.resolve() in image.path.resolve().parents for image in images):
         raise InputError(f"The queries cannot be made in {out}: their images lie there; give another directory.")
-    shutil.rmtree(out, ignore_errors=True)
-    (out / "images").mkdir(parents=True)
-    rows = []
-    for image in images:
-        image.copy_to(out / "images")
-        rows.append([image.stamp, *image.map_from_camera[:3, 3], *se3.to_quaternion(image.map_from_camera)])
-    images[0].camera.to_yaml(out / "camera.yaml")
-    np.savetxt(out / "poses.txt", rows, fmt="%.9f")
-    np.savetxt(out / "frames.txt", [image.frame for image in images], fmt="%d")
+    with written_directory(out, "frames.txt", "directory of queries") as aside:
+        (aside / "images").mkdir()
+        rows = []
+        for image in images:
+            image.copy_to(aside / "images")
+            rows.append([image.stamp, *image.map_from_camera[:3, 3], *se3.to_quaternion(image.map_from_camera)])
+        images[0].camera.to_yaml(aside / "camera.yaml")
+        np.savetxt(aside / "poses.txt", rows, fmt="%.9f")
+        np.savetxt(aside / "frames.txt", [image.frame for image in images], fmt="%d")
     return Queries(out)
 
 

@@ -116,7 +116,7 @@ def _open_finder(map_path: Path, asked: Evaluation, progress: Progress) -> tuple
 def _places(localizer: Localizer, map_path: Path) -> PlaceIndex:
     """The views of the map. Raises MapError where they are another network's, InputError where there are none."""
     localizer.check_map()
-    if localizer.places is None or not localizer.places.is_learned:
+    if not localizer.places or not localizer.places.is_learned:
         raise InputError(f"The map {map_path} has no places; `ep2ploc train --site` finds and learns them.")
     return localizer.places
 

@@ -109,6 +109,8 @@ def match(asked: np.ndarray, known: np.ndarray) -> tuple[np.ndarray, np.ndarray]
 def match_in_windows(features: Features, known: np.ndarray, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
     """The same for features and the unit descriptors `(B, 128)` of landmarks, of which each may be in its window only:
     landmarks whose windows lie close together are compared with what features there are."""
+    if not len(features) or not len(known):
+        return np.zeros(0, np.int64), np.zeros(0, np.int64)
     asked, holding = torch.from_numpy(features.root), _Holding(features.pixels, windows)
     best = _Best(len(features), len(known))
     for group in windows.neighbours(GROUP):
@@ -150,5 +152,7 @@ class _Best:
         """Features and landmarks that match, two arrays `(M,)`."""
         away, beyond = ((2 - 2 * likeness).clamp(min=0).sqrt() for likeness in (self._first, self._second))
         clear = (self._first > LEAST_LIKENESS) & (away < RATIO * beyond)
-        rows = (clear & (self._first == self._most[self._index])).nonzero().squeeze(1)
-        return rows.numpy(), self._index[rows].numpy()
+        rows = (clear & (self._first == self._most[self._index])).nonzero().squeeze(1).numpy()
+        matched, place = np.unique(self._index.numpy()[rows], return_index=True)  # of features quite the same the first
+        order = np.argsort(place)
+        return rows[place[order]], matched[order]

@@ -5,6 +5,7 @@ from motion)."""
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from itertools import product
@@ -25,7 +26,8 @@ NEAREST = 0.5  # in units of `map.unit`; places nearer than that are not matched
 @dataclass(frozen=True)
 class LandmarkSettings:
     """views: how many mapping images are matched: those nearest to the first guess that look the same way within
-    `turned` degrees; without one, those with most matches among the strongest `voters` features of either. threshold:
+    `turned` degrees; without one, those with most matches among the strongest `voters` features of either, of which the
+    best `kept` are held in memory. threshold:
     pixels beyond which a match is surely wrong; scale: pixels at which the robust cost begins to discount one.
     second_round: the share of the prior's box that the first round's pose may be off. least_inliers: features of the
     image that have to agree with a pose in the first round. rival_distance: units beyond which images show another
@@ -34,6 +36,7 @@ class LandmarkSettings:
     views: int = 8
     turned: float = 60.0
     voters: int = 500
+    kept: int = 200
     threshold: float = 8.0
     scale: float = 2.0
     second_round: float = 0.15
@@ -149,8 +152,8 @@ class LandmarkFinder:
     def _voted(self, features: Features, views: Iterable[LandmarkView]) -> list[LandmarkView]:
         """The views, those first that the image's strongest features match most."""
         asked = features.root[: self.settings.voters]
-        voted = [(len(match(asked, view.strongest(self.settings.voters).root)[0]), view) for view in views]
-        return [view for _, view in sorted(voted, key=lambda one: -one[0])]
+        voted = ((len(match(asked, view.strongest(self.settings.voters).root)[0]), view) for view in views)
+        return [view for _, view in heapq.nlargest(self.settings.kept, voted, key=lambda one: one[0])]
 
 
 def _windows(xyz: np.ndarray, pose: np.ndarray, share: float, camera: Camera) -> Windows:

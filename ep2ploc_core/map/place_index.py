@@ -21,6 +21,7 @@ from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures
 from ep2ploc_core.model.image_input import prepare_image
 
 NO_DEPTH = -128  # of a cell without points
+MOST_LANDMARK_VIEWS = 3000  # that are looked at where no network has learned places: six seconds of work
 LANDMARKS_APART = 20.0  # units; less than the radius in which landmarks are looked for around each place
 LOG_DEPTHS = (-1.5, 5.0)  # of the codes; 0.22 to 148 units
 DEPTH_ERROR, OUTLIERS = 0.2, 0.05  # by which an image errs in the logarithm of a depth, and how often by anything
@@ -178,10 +179,14 @@ def open_places(point_map: PointMap) -> PlaceIndex | None:
 
 def places_to_search(point_map: PointMap) -> PlaceIndex | None:
     """The views stored in a map; where it was encoded without, places all along the images of its landmarks, which tell
-    no more than where to look for these; None where it has none of either. Raises MapError when a file is broken."""
-    stored, landmarks = open_places(point_map), point_map.landmark_store
-    if stored is not None or landmarks is None:
+    no more than where to look for these; None where it has none of either, or is so large that to look for them
+    everywhere would take too long. Raises MapError when a file is broken."""
+    stored = open_places(point_map)
+    if stored is not None:
         return stored
+    landmarks = point_map.landmark_store
+    if landmarks is None or len(landmarks.views) > MOST_LANDMARK_VIEWS:
+        return None
     poses = np.array(landmarks.views["map_from_camera"])
     chosen = apart(scaled_pose(poses, 1 / unit_of(point_map.voxel_size)), LANDMARKS_APART, np.radians(45))
     nothing = np.zeros((len(chosen), 0), np.float16), np.full((len(chosen), CELLS), NO_DEPTH, np.int8)

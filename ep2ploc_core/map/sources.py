@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -196,8 +196,9 @@ def mapping_images(source: ScanSource) -> list[PosedImage]:
 
 
 def mapping_image(source: ScanSource, frame: int) -> PosedImage:
-    """The image of this number; raises InputError when the recording has none with a pose."""
-    images = mapping_images(source)
+    """The image of this number, whether a network would learn from it or not; raises InputError when the recording has
+    none with a pose."""
+    images: Sequence[PosedImage] = getattr(source, "posed_images", None) or mapping_images(source)
     nearest = min(images, key=lambda image: abs(image.frame - frame))
     if nearest.frame != frame:
         path = source.describe()["path"]

@@ -71,8 +71,11 @@ def refine(
     cost = _cost(residual, weights * front, scale)
     for _ in range(iterations):
         robust = weights * front / (1 + (residual**2).sum(1) / scale**2)
-        weighted = (robust[:, None, None] * jacobian).reshape(-1, 6).T
-        hessian, gradient = weighted @ jacobian.reshape(-1, 6), weighted @ residual.ravel()
+        # By torch, which is told how many threads to take: numpy's BLAS takes all, and on busy cores they wait long.
+        weighted = torch.from_numpy((robust[:, None, None] * jacobian).reshape(-1, 6)).T
+        terms = torch.from_numpy(np.concatenate([jacobian.reshape(-1, 6), residual.reshape(-1, 1)], 1))
+        hessian, gradient = np.split((weighted @ terms).numpy(), [6], axis=1)
+        gradient = gradient[:, 0]
         step = -np.linalg.solve(hessian + damping * np.diag(np.diag(hessian) + 1e-9), gradient)
         candidate = _move(pose, step)
         new_residual, new_jacobian, new_front = _residuals(candidate, points_map, pixels, matrix)

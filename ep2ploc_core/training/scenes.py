@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import overload
 
 import numpy as np
 
+from ep2ploc_core.camera import Camera
 from ep2ploc_core.datasets.kitti import read_image, read_object_calibration, read_scan
 from ep2ploc_core.datasets.posed_image import PosedImage
 from ep2ploc_core.datasets.sampling import Scene
@@ -17,12 +19,13 @@ from ep2ploc_core.map.point_map import MapPoints, PointMap
 from ep2ploc_core.map.posed_scan import PosedScan, ScanSource
 from ep2ploc_core.map.sources import KittiSource, mapping_images, reopen_source
 from ep2ploc_core.map.unit import UNIT_VOXEL, NetworkFrame
+from ep2ploc_core.progress import console
 
-_HELD_IMAGES = 1000  # of a scene in memory; a KITTI odometry sequence of 4,500 images would take 6 GB
+HELD_BYTES = 1.5e9  # of a scene's images in memory: 1000 of KITTI's
 
 
 class StoredImages(Sequence[np.ndarray]):
-    """Images `(H, W, 3)` uint8 that are read each time that one is asked for."""
+    """Images `(H, W, 3)` uint8, undistorted, that are read each time that one is asked for."""
 
     def __init__(self, images: list[PosedImage]) -> None:
         self.images = images
@@ -39,7 +42,8 @@ class StoredImages(Sequence[np.ndarray]):
     def __getitem__(self, index: int | slice) -> np.ndarray | StoredImages:
         if isinstance(index, slice):
             return StoredImages(self.images[index])
-        return self.images[index].read()
+        image = self.images[index]
+        return image.camera.undistort(image.read())[0]
 
 
 def drive_scene(source: ScanSource, voxel_size: float = 0.2) -> Scene:
@@ -58,17 +62,43 @@ def map_scene(point_map: PointMap) -> Scene:
 
 
 def _scene(source: ScanSource, points: MapPoints, spacing: float) -> Scene:
+    """Images that cannot be read are left out, and told, where all are held in memory."""
     images = mapping_images(source)
-    stored = StoredImages(images)
+    kept: Sequence[np.ndarray] = StoredImages(images)
+    if sum(3 * image.camera.width * image.camera.height for image in images) <= HELD_BYTES:
+        images, kept = _readable(images)
     return Scene(
         points=points,
-        images=list(stored) if len(stored) <= _HELD_IMAGES else stored,
-        cameras=[image.camera for image in images],
+        images=kept,
+        cameras=[_pinhole(image.camera) for image in images],
         map_from_camera=np.stack([image.map_from_camera for image in images]),
-        frames=np.array([image.frame for image in images]),
+        frames=np.array([image.frame if image.scan is None else image.scan for image in images]),
         name=Path(source.describe()["path"]).name,
         spacing=spacing,
     )
+
+
+def _readable(images: list[PosedImage]) -> tuple[list[PosedImage], list[np.ndarray]]:
+    """The images that can be read, and their pixels; raises InputError when none can."""
+    stored, readable, pixels = StoredImages(images), [], []
+    error: InputError | None = None
+    for number, image in enumerate(images):
+        try:
+            pixels.append(stored[number])
+            readable.append(image)
+        except InputError as one:
+            error = error or one
+    if error is not None and not readable:
+        raise error
+    if error is not None:
+        console.print(f"{len(images) - len(readable)} of {len(images)} images are not learned from: {error}")
+    return readable, pixels
+
+
+@lru_cache
+def _pinhole(camera: Camera) -> Camera:
+    """The camera of its undistorted images."""
+    return camera.undistort(np.zeros((camera.height, camera.width, 3), np.uint8))[1]
 
 
 def pair_scene(directory: Path, name: str, voxel_size: float = 0.1) -> Scene:

@@ -16,12 +16,14 @@ from bag_messages import (
     TYPES,
     Messages,
     camera_info,
+    cloud,
     cloud_messages,
     compressed,
     even_turn,
     image,
     odometry,
     odometry_messages,
+    scans,
     tf_messages,
     transform_message,
     write_bag,
@@ -39,6 +41,7 @@ from ep2ploc_core.datasets.queries import write_image_queries
 from ep2ploc_core.datasets.synthetic import write_synthetic_drive
 from ep2ploc_core.errors import InputError
 from ep2ploc_core.map.sources import KittiSource, mapping_images, open_source, reopen_source
+from ep2ploc_core.training.scenes import drive_scene
 
 WIDTH, HEIGHT = 24, 16
 BASE_FROM_CAMERA = se3.from_quaternion(
@@ -109,16 +112,16 @@ def test_grey_and_compressed_images_are_as_good(tmp_path: Path) -> None:
 def test_the_images_of_a_camera_alone_are_taken_out(tmp_path: Path) -> None:
     bag = write_bag(tmp_path / "bag", [*INFO, *image_messages()])
     messages = ImageMessages(bag)
-    assert write_images(messages, [1, 3, 99], tmp_path / "out") == 2
-    assert write_images(messages, None, tmp_path / "out") == 8  # again, in its place
+    assert write_images(messages, [1, 3, 99], tmp_path / "out") == (2, 1)
+    assert write_images(messages, None, tmp_path / "out") == (8, 0)  # again, in its place
+    with pytest.raises(InputError, match="has none of these images; it has 8"):
+        write_images(messages, [99], tmp_path / "out")  # and what is there stays
     files = sorted((tmp_path / "out/images").iterdir())
     assert len(files) == 8 and np.array_equal(read_image(files[5]), picture(5))
     assert Camera.from_yaml(tmp_path / "out/camera.yaml").matrix == pytest.approx(messages.camera.matrix)
     numbers, stamps = np.loadtxt(tmp_path / "out/stamps.txt").T
     assert numbers.tolist() == list(range(8))
     np.testing.assert_allclose(stamps, START / 1e9 + np.array(TIMES), atol=1e-5)
-    with pytest.raises(InputError, match="has none of these images; it has 8"):
-        write_images(messages, [99], tmp_path / "none")
     with pytest.raises(InputError, match="holds something that is no directory of images"):
         write_images(messages, None, tmp_path / "bag")
 
@@ -143,6 +146,9 @@ def test_which_topic(tmp_path: Path) -> None:
     )
     with pytest.raises(InputError, match=r"no camera_info for /bare/image .* Give the calibration with --camera"):
         BagSource(bag, image_topic="/bare/image").images  # noqa: B018
+    images[0].camera.resize(48, 32).to_yaml(tmp_path / "large.yaml")
+    with pytest.raises(InputError, match="is for images of 48x32 pixels, and those on /bare/image have 24x16"):
+        BagSource(bag, image_topic="/bare/image", camera=tmp_path / "large.yaml").images  # noqa: B018
     (tmp_path / "camera.txt").write_text("21 0 12 0 21 8 0 0 1")
     assert BagSource(bag, image_topic="/bare/image", camera=tmp_path / "camera.txt").images[0].camera.fx == 21
     with pytest.raises(InputError, match="encoding '16UC1', which is that of a depth image"):
@@ -204,6 +210,49 @@ def test_nothing_to_go_by(tmp_path: Path) -> None:
     assert len(open_source(held)) == 6
     with pytest.raises(InputError, match="no scan with a pose that is not held out"):
         open_source(held, hold_out=list(range(8)))
+
+
+def test_one_frame_for_both_sensors_is_that_of_neither(tmp_path: Path) -> None:
+    bag = write_bag(tmp_path / "bag", [*drive_messages(), *INFO, *image_messages(frame="lidar")])
+    with pytest.raises(InputError, match="does not link the camera 'lidar'"):
+        mapping_images(open_source(bag))
+
+
+def test_poses_by_scans_that_come_seldom_serve_the_images_between(tmp_path: Path) -> None:
+    clouds = [("/points", 0.1 + 0.5 * k, cloud(0.1 + 0.5 * k, scans()[0][1])) for k in range(3)]
+    np.savetxt(tmp_path / "rows.txt", [even_turn(0.1 + 0.5 * k)[:3].ravel() for k in range(3)])
+    bag = write_bag(tmp_path / "bag", [*clouds, *STATIC, *CAMERA, *INFO, *image_messages()])
+    source = BagSource(bag, poses=tmp_path / "rows.txt")
+    assert len(source.posed_images) == 8
+    base_from_camera = np.linalg.inv(BASE_FROM_LIDAR) @ BASE_FROM_CAMERA  # the rows are the LiDAR's poses
+    for one, seconds in zip(source.posed_images, TIMES, strict=True):
+        np.testing.assert_allclose(one.map_from_camera, even_turn(seconds) @ base_from_camera, atol=2e-3)
+
+
+def test_which_scan_was_taken_with_an_image(tmp_path: Path) -> None:
+    """Learning from an image takes its own scan out of the map; both are counted for themselves."""
+    many = [("/front/image_raw", 0.11 + 0.02 * k, image(0.11 + 0.02 * k, picture(k))) for k in range(25)]
+    source = BagSource(write_bag(tmp_path / "bag", [*drive_messages(), *INFO, *many]))
+    for one in source.posed_images:
+        nearest = min(source.scans(), key=lambda scan: abs(scan.stamp - one.stamp))
+        assert one.scan == nearest.frame
+
+
+def test_a_scene_is_seen_by_a_pinhole(tmp_path: Path) -> None:
+    """What a network learns from is undistorted; an image that cannot be read is left out."""
+    info = camera_info(0.05, WIDTH, HEIGHT)
+    info.d = np.array([-0.3, 0.1, 0.0, 0.0, 0.0])
+    messages = image_messages()
+    messages[3][2].step = 1
+    bag = write_bag(tmp_path / "bag", [*drive_messages(), ("/front/camera_info", 0.05, info), *messages])
+    source = open_source(bag)
+    scene = drive_scene(source)
+    assert len(scene.images) == len(scene.cameras) == len(scene.map_from_camera) == 7
+    for number, one in zip((0, 4), (mapping_images(source)[0], mapping_images(source)[4]), strict=True):
+        flat, pinhole = one.camera.undistort(one.read())
+        place = number if number < 3 else number - 1
+        assert scene.cameras[place] == pinhole and pinhole.distortion_model == "none"
+        assert np.array_equal(scene.images[place], flat) and not np.array_equal(flat, picture(number))
 
 
 def test_an_image_that_is_garbled_later_says_so(tmp_path: Path) -> None:

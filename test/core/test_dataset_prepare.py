@@ -80,7 +80,7 @@ def test_kitti_scans_around_queries_and_while_waiting_are_not_in_the_map(kitti: 
 
 def test_kitti_split_and_next_commands(kitti: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> None:
     source, out = kitti
-    monkeypatch.setattr(scenes, "_HELD_IMAGES", 10)  # so that the images of such a scene are read when asked for
+    monkeypatch.setattr(scenes, "HELD_BYTES", 10)  # so that the images of such a scene are read when asked for
     split = yaml.safe_load((out / "split.yaml").read_text())
     assert (split["train"], split["test"]) == (["03"], ["10"])
     config = load_config(out / "train.yaml", [])

@@ -179,6 +179,11 @@ def test_matches_are_those_of_brute_force() -> None:
     assert len(expected) > 20 and list(zip(rows.tolist(), columns.tolist(), strict=True)) == expected
     nothing = Windows(np.full((700, 2), np.inf), np.full((700, 2), np.inf))
     assert len(match_in_windows(features, unit, nothing)[0]) == 0
+    assert len(match_in_windows(features, unit[:0], Windows(low[:0], low[:0]))[0]) == 0  # of a black image
+    twice = Features(np.repeat(features.pixels, 2, 0), np.repeat(features.descriptors, 2, 0))
+    everywhere = Windows(np.full((700, 2), -1.0), np.full((700, 2), 600.0))
+    rows, columns = match_in_windows(twice, unit, everywhere)  # of features quite the same the first
+    assert len(np.unique(columns)) == len(columns) > 100 and (rows % 2 == 0).all()
 
 
 def test_what_the_map_keeps_is_what_the_images_gave(place: Place, tmp_path: Path) -> None:
