@@ -179,6 +179,38 @@ def test_the_map_is_drawn_over_an_image_of_the_mapping_run(site: Path, tmp_path:
     assert result.returncode == 2 and "Give either IMAGE with --camera and --pose, or --frame" in result.stderr
 
 
+def test_a_bag_goes_the_same_way_as_the_drive_that_it_was_made_of(site: Path, tmp_path: Path) -> None:
+    drive = KittiDrive(site / "drive")
+    rows = np.array([frame.map_from_lidar for frame in drive.frames])[:, :3].reshape(-1, 12)
+    np.savetxt(tmp_path / "rows.txt", rows, fmt="%.17g")
+    poses = ("--poses", tmp_path / "rows.txt")
+    for arguments in (
+        ("bag", "from-kitti", site / "drive", "--out", tmp_path / "bag"),
+        ("queries", "from-bag", tmp_path / "bag", "--out", tmp_path / "queries", "--frames", "9,10", *poses),
+        ("map", "build", tmp_path / "bag", "--out", tmp_path / "map", "--hold-out", tmp_path / "queries", *poses),
+        ("overlay", tmp_path / "map", "--frame", 9, "--out", tmp_path / "overlay.png"),
+        ("bag", "images", tmp_path / "bag", "--out", tmp_path / "robot", "--frames", "9"),
+    ):
+        result = ep2ploc(*arguments)
+        assert result.returncode == 0, result.stderr
+    mine, theirs = Queries(tmp_path / "queries"), Queries(site / "queries")
+    np.testing.assert_allclose(mine.map_from_camera, theirs.map_from_camera, atol=1e-5)
+    assert np.array_equal(mine.image(1), theirs.image(1)) and mine.camera.matrix == pytest.approx(theirs.camera.matrix)
+    told = [ep2ploc("map", "info", path / "map").stdout for path in (tmp_path, site)]
+    for row in ("points", "landmarks", "path"):
+        of_bag, of_drive = (re.findall(rf"│ {row} +│ (.*?) *│", text) for text in told)
+        assert of_bag == of_drive and of_bag
+    result = ep2ploc(
+        "localize", tmp_path / "map", tmp_path / "robot/images/0000000009.png", "--camera",
+        tmp_path / "robot/camera.yaml",
+    )  # fmt: skip
+    row = json.loads(result.stdout)
+    assert row["status"] == "ok", row["reason"]
+    assert np.linalg.norm(np.array(row["map_from_camera"])[:3, 3] - mine.map_from_camera[0][:3, 3]) < 0.3
+    result = ep2ploc("map", "build", tmp_path / "bag", "--out", tmp_path / "other", *poses, "--image-topic", "/typo")
+    assert result.returncode == 2 and "has no image topic /typo" in result.stderr and not (tmp_path / "other").exists()
+
+
 def test_several_methods_go_into_one_table_from_the_same_starts(site: Path, tmp_path: Path) -> None:
     """Only the network needs an encoded map, and only SIFT the mapping run's images, without those held out."""
     shutil.copytree(site / "map", tmp_path / "map")
