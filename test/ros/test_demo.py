@@ -74,5 +74,6 @@ def test_the_report_of_the_nodes_is_there_when_the_pictures_fail(
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert "pictures" in report["seconds"]
     tables = demo_tables("street", report)  # as the README has them
-    assert "| adapted | 1 | 1 | 0.10 |" in tables["street_answers"] and "pictures" in tables["street_minutes"]
+    assert "| adapted | 1 | - | - | 1 | 100% | 0.10 |" in tables["street_answers"]
+    assert "pictures" in tables["street_minutes"]
     assert "| 2 | - | 0 | 1 | 1 |" in tables["street_nodes"]  # images, a second, answered, refused, dropped
