@@ -91,7 +91,7 @@ def _localized(place: Path, trace: bool) -> Localization:
     # Exactly what the command is given: a digit more or less may make it a step more or less.
     picture = read_image(place / IMAGE)
     lens = read_camera_file(place / CAMERA, picture.shape[1], picture.shape[0])
-    return localizer.localize(picture, lens, cli._parse_prior(_numbers(place)))
+    return localizer.localize(picture, lens, cli._matrix(cli._parse_pose(_numbers(place))))
 
 
 def test_each_step_of_the_alignment_is_one_of_the_timeline(row_and_recording: tuple[dict[str, Any], Any]) -> None:
