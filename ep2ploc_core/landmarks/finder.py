@@ -27,11 +27,11 @@ NEAREST = 0.5  # in units of `map.unit`; places nearer than that are not matched
 class LandmarkSettings:
     """views: how many mapping images are matched: those nearest to the first guess that look the same way within
     `turned` degrees; without one, those with most matches among the strongest `voters` features of either, of which the
-    best `kept` are held in memory. threshold:
-    pixels beyond which a match is surely wrong; scale: pixels at which the robust cost begins to discount one.
-    second_round: the share of the prior's box that the first round's pose may be off. least_inliers: features of the
-    image that have to agree with a pose in the first round. rival_distance: units beyond which images show another
-    place; farthest_view: and within which the nearest matched image has to be of the pose."""
+    best `kept` are held in memory. threshold: pixels beyond which a match is surely wrong; scale: pixels at which the
+    robust cost begins to discount one. second_round: the share of the prior's box that the first round's pose may be
+    off. least_inliers: features of the image that have to agree with a pose in the first round. rival_distance: units
+    beyond which images show another place; farthest_view: and within which the nearest matched image has to be of the
+    pose."""
 
     views: int = 8
     turned: float = 60.0

@@ -21,7 +21,7 @@ from ep2ploc_core.model.ep2ploc import MIDDLE_LOG_DEPTH, EP2PLoc, ImageFeatures
 from ep2ploc_core.model.image_input import prepare_image
 
 NO_DEPTH = -128  # of a cell without points
-MOST_LANDMARK_VIEWS = 3000  # that are looked at where no network has learned places: six seconds of work
+MOST_LANDMARK_VIEWS = 3000  # that are looked at where no network has learned places: four seconds of work
 LANDMARKS_APART = 20.0  # units; less than the radius in which landmarks are looked for around each place
 LOG_DEPTHS = (-1.5, 5.0)  # of the codes; 0.22 to 148 units
 DEPTH_ERROR, OUTLIERS = 0.2, 0.05  # by which an image errs in the logarithm of a depth, and how often by anything

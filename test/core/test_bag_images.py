@@ -157,7 +157,7 @@ def test_which_topic(tmp_path: Path) -> None:
         BagSource(bag, image_topic="/points").images  # noqa: B018
 
 
-def test_a_camera_that_stands_still_gives_one_image(tmp_path: Path) -> None:
+def test_a_camera_that_stands_still_gives_no_more_images(tmp_path: Path) -> None:
     def where(seconds: float) -> np.ndarray:
         return even_turn(min(seconds, 0.25))  # from the fourth image on less than a decimetre from the third
 
