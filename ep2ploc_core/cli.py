@@ -13,9 +13,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ep2ploc_core.datasets.cli import bag_app, queries_app
 from ep2ploc_core.errors import Ep2plocError, InputError
 from ep2ploc_core.evaluation.cli import evaluate
-from ep2ploc_core.options import Device, ImageTopic, Landmarks, LidarFromCamera, Refine
+from ep2ploc_core.options import Device, ImageTopic, Landmarks, LidarFromCamera, Refine, parse_pose
 from ep2ploc_core.preparation.cli import dataset_app
 from ep2ploc_core.progress import console, progress_bar, stage_bars
 
@@ -26,8 +27,6 @@ app = typer.Typer(
     no_args_is_help=True, add_completion=False, help="Where is the camera? Localizes images in LiDAR maps."
 )
 map_app = typer.Typer(no_args_is_help=True, help="Make and look at maps.")
-bag_app = typer.Typer(no_args_is_help=True, help="ROS 2 bags.")
-queries_app = typer.Typer(no_args_is_help=True, help="Query images with known poses, for evaluation.")
 app.add_typer(map_app, name="map")
 app.add_typer(bag_app, name="bag")
 app.add_typer(queries_app, name="queries")
@@ -68,7 +67,7 @@ def map_build(
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
-    place = _parse_pose(lidar_from_camera) if lidar_from_camera else None
+    place = parse_pose(lidar_from_camera) if lidar_from_camera else None
     topics = points_topic, pose_topic, colour_camera, image_topic, place
     scans = open_source(source, poses, camera, held_out, *topics)
     if not scans.has_poses:
@@ -124,72 +123,6 @@ def map_info(map_path: Annotated[Path, typer.Argument(metavar="MAP")]) -> None:
     Console().print(table)
 
 
-@queries_app.command("from-kitti")
-def queries_from_kitti(
-    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
-    poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar.")] = None,
-) -> None:
-    """Take frames of a drive as queries; give them to `map build --hold-out` and to `evaluate`."""
-    from ep2ploc_core.datasets.kitti import KittiDrive
-    from ep2ploc_core.datasets.queries import parse_frames, write_queries
-
-    source = KittiDrive(drive, poses)
-    with_image = {frame.index for frame in source.frames if frame.image_path}
-    queries = write_queries(source, [index for index in parse_frames(frames) if index in with_image], out)
-    console.print(f"{out}: {len(queries)} queries")
-
-
-@queries_app.command("from-rgbd")
-def queries_from_rgbd(
-    recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
-    camera: Annotated[Path | None, typer.Option(help="Calibration of its depth camera, as for the map.")] = None,
-    colour_camera: Annotated[
-        Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
-    ] = None,
-) -> None:
-    """Take frames of an RGB-D recording as queries; of those asked for, the ones that there are."""
-    from ep2ploc_core.datasets.queries import parse_frames, write_image_queries
-    from ep2ploc_core.datasets.rgbd import RgbdSource
-
-    chosen = set(parse_frames(frames))
-    source = RgbdSource(recording, camera, colour_camera=colour_camera)
-    images = [image for image in source.images if image.frame in chosen]
-    if not images:
-        raise InputError(f"{recording} has no colour image with a pose among the frames {frames}; give others.")
-    console.print(f"{out}: {len(write_image_queries(images, out))} queries")
-
-
-@queries_app.command("from-bag")
-def queries_from_bag(
-    bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images and scans.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers of images, joined by commas.")],
-    poses: Annotated[Path | None, typer.Option(help="As for the map; by LiDAR odometry: what it left there.")] = None,
-    points_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
-    pose_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
-    image_topic: ImageTopic = "",
-    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
-    lidar_from_camera: LidarFromCamera = "",
-) -> None:
-    """Take images of a bag as queries, counted as they come on their topic; of those asked for, the ones with a
-    pose."""
-    from ep2ploc_core.datasets.bag_reader import BagSource
-    from ep2ploc_core.datasets.queries import parse_frames, write_image_queries
-
-    chosen = set(parse_frames(frames))
-    place = _parse_pose(lidar_from_camera) if lidar_from_camera else None
-    source = BagSource(bag, poses, points_topic, pose_topic, image_topic, camera, place)
-    images = [image for image in source.posed_images if image.frame in chosen]
-    if not images:
-        last = source.posed_images[-1].frame
-        raise InputError(f"{bag} has no image with a pose among the frames {frames}; the last one has number {last}.")
-    console.print(f"{out}: {len(write_image_queries(images, out))} queries")
-
-
 @app.command()
 def localize(
     map_path: Annotated[Path, typer.Argument(metavar="MAP")],
@@ -226,7 +159,7 @@ def localize(
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
     settings = LocalizerSettings(refine=refine, landmarks=landmarks, trace=bool(rerun))
     localizer, point_map = open_localizer(map_path, checkpoint, device, settings, search=not prior)
-    guess = _matrix(_parse_pose(prior)) if prior else None
+    guess = _matrix(parse_pose(prior)) if prior else None
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
     if json_out:
@@ -270,7 +203,7 @@ def draw_map(
     elif frame is None and image is not None and camera is not None and pose:
         picture = read_image(image)
         lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
-        map_from_camera = _matrix(_parse_pose(pose))
+        map_from_camera = _matrix(parse_pose(pose))
     else:
         raise InputError("Give either IMAGE with --camera and --pose, or --frame, an image of the mapping run.")
     corner = np.hypot(1, np.hypot(lens.width / lens.fx, lens.height / lens.fy))  # how far off the axis a corner may be
@@ -313,41 +246,6 @@ def train(
     assert config is not None
     settings = load_config(config, overrides or [])
     run_everywhere(train_network, choose_device(settings.device), settings)
-
-
-@bag_app.command("from-kitti")
-def bag_from_kitti(
-    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
-    out: Annotated[Path, typer.Option(help="The bag directory to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
-    storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
-) -> None:
-    """Write a drive as a ROS 2 bag: images, camera_info, points, TF, with the drive's own times."""
-    from ep2ploc_core.datasets.bag_writer import write_kitti_bag
-    from ep2ploc_core.datasets.kitti import KittiDrive
-    from ep2ploc_core.datasets.queries import parse_frames
-
-    write_kitti_bag(KittiDrive(drive), out, parse_frames(frames) if frames else None, None, storage)
-    console.print(f"{out}: written")
-
-
-@bag_app.command("images")
-def bag_images(
-    bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images; nothing else need be in it.")],
-    out: Annotated[Path, typer.Option(help="The directory to make: images/, camera.yaml, stamps.txt.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
-    image_topic: ImageTopic = "",
-    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
-) -> None:
-    """Take images and calibration out of a bag, as files for `localize`."""
-    from ep2ploc_core.datasets.bag_images import ImageMessages, write_images
-    from ep2ploc_core.datasets.queries import parse_frames
-
-    messages = ImageMessages(bag, image_topic, camera)
-    with progress_bar("images") as progress:
-        count, unusable = write_images(messages, parse_frames(frames) if frames else None, out, progress)
-    left_out = f", {unusable} that cannot be used left out" if unusable else ""
-    console.print(f"{out}: {count} images of {messages.topic}{left_out}")
 
 
 @app.command()
@@ -403,16 +301,6 @@ def _encode(map_path: Path, checkpoint: str, device: str) -> None:
         if network.knows_places:
             encode_places(point_map, network, lambda done, total: report("encoding places", done, total))
     console.print(f"{map_path}: encoded with {checkpoint} ({network.fingerprint})")
-
-
-def _parse_pose(text: str) -> list[float]:
-    try:
-        numbers = [float(number) for number in text.split(",")]
-    except ValueError:
-        numbers = []
-    if len(numbers) != 7 or not np.isfinite(numbers).all() or not any(numbers[3:]):
-        raise InputError(f"The pose '{text}' cannot be read; give x,y,z,qx,qy,qz,qw.")
-    return numbers
 
 
 def _path_row(poses: np.ndarray) -> str:
