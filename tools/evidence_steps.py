@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from evidence_tables import demo_tables, evaluation_tables
@@ -21,6 +21,13 @@ _KITCHEN = {  # what `evaluate` is asked there, by the name of its row
     "adapted": [],
     "adapted, another frame's image": ["--swap"],
     "adapted, without a first guess": ["--protocol", "global"],
+}
+_BASELINES = {  # what `evaluate` is asked in the comparison with other methods, by the name of its report
+    "baselines": ["--method", "network", "--method", "retrieval", "--method", "sift", "--method", "nid"]
+    + ["--method", "edges"],
+    "alone": ["--no-landmarks"],
+    "global": ["--protocol", "global", "--method", "network", "--method", "retrieval", "--method", "sift"],
+    "global_alone": ["--protocol", "global", "--no-landmarks"],
 }
 _SCALE = ("map", "places", "visibility", "matches", "pnp", "image", "voxels")
 
@@ -39,12 +46,14 @@ class Step:
 def all_steps(out: Path, data: Path, trial: bool) -> dict[str, Step]:
     """By name, in the order in which they are done, into directories of that name in `out`. data: where the recordings
     are. trial: as short as can be."""
-    drive = data / "kitti_raw/2011_09_26/2011_09_26_drive_0001_sync"
+    drive, other = (data / f"kitti_raw/2011_09_26/2011_09_26_drive_{number}_sync" for number in ("0001", "0009"))
     short = ["--seconds", "1"] if trial else []
     return {
         "drive_0001": _demo(out / "drive_0001", ["--drive", str(drive)], trial, (drive,)),
         "street": _demo(out / "street", [], trial),
         "kitchen": _kitchen(out / "kitchen", data / "rgbd_kitchen", trial),
+        "baselines_0009": _baselines_of_drive(out / "baselines_0009", other, trial),
+        "baselines_0001": _baselines(out / "baselines_0001", out / "drive_0001", trial),
         "localizer": _localizer(out / "localizer", out / "drive_0001", trial),
         "ros": _benchmark(out / "ros", "ros", *short),
         "ros_minutes": _benchmark(out / "ros_minutes", "ros", "--minutes", "0.2" if trial else "5"),
@@ -85,14 +94,51 @@ def _kitchen(out: Path, recording: Path, trial: bool) -> Step:
     return Step(commands, tables, (out.name, f"{out.name}_answers"), (recording,))
 
 
+def _baselines_of_drive(out: Path, drive: Path, trial: bool) -> Step:
+    """In a map that it makes itself."""
+    site, queries = str(out / "map"), str(out / "queries")
+    frames, steps = ("6:108:60", "2") if trial else ("6:108:12,50:80", "350")
+    commands = [
+        [_EP2PLOC, "queries", "from-kitti", str(drive), "--out", queries, "--frames", frames],
+        [_EP2PLOC, "map", "build", str(drive), "--out", site, "--hold-out", queries],
+        [_EP2PLOC, "train", "--site", site, "--steps", steps],
+    ]
+    step = _baselines(out, out, trial)
+    return replace(step, commands=commands + step.commands, needs=(drive,))
+
+
+def _baselines(out: Path, demo: Path, trial: bool) -> Step:
+    """In the map of a demo, for its queries."""
+    site, queries = str(demo / "map"), str(demo / "queries")
+    reports = {name: out / f"{name}.json" for name in _BASELINES}
+    commands = [
+        [_EP2PLOC, "evaluate", site, queries, *options, "--json", str(reports[name])]
+        for name, options in _BASELINES.items()
+    ]
+
+    def tables() -> dict[str, str]:
+        made: dict[str, str] = {}
+        for table, together, alone in (
+            (out.name, "baselines", "alone"),
+            (f"{out.name}_global", "global", "global_alone"),
+        ):
+            methods = json.loads(reports[together].read_text())["methods"]
+            rows = {"network and landmarks": methods.pop("network")}
+            rows["network alone"] = json.loads(reports[alone].read_text())
+            made[table] = evaluation_tables("all", rows | methods)["all"]
+        return _with_caption(made, out)
+
+    return Step(commands, tables, (out.name, f"{out.name}_global"), (demo / MEASURED,))
+
+
 def _localizer(out: Path, demo: Path, trial: bool) -> Step:
     """In the map of a demo: from the starts of its evaluations, and from near ones by alignment alone."""
-    site = ["--map", str(demo / "map"), "--queries", str(demo / "queries"), "--threads", "1"]
+    site = ["--map", str(demo / "map"), "--queries", str(demo / "queries")]
     site += ["--images", "2"] if trial else []
-    near = ["--refine", "align_first", "--share", "0.05"]
+    near = ["--refine", "align_first", "--share", "0.05", "--threads", "1", "2"]
     commands = [
         [sys.executable, f"{ROOT}/benchmarks/localizer.py", *site, *options, "--markdown", f"{out}/{name}.md"]
-        for name, options in (("localizer", []), ("localizer_near", near))
+        for name, options in (("localizer", ["--threads", "1"]), ("localizer_near", near))
     ]
     return Step(commands, lambda: read_tables(out), ("localizer", "localizer_near"), (demo / MEASURED,))
 
