@@ -32,7 +32,7 @@ import torch
 from support.table import show_table  # beside this benchmark
 
 import ep2ploc_core.landmarks.sighting
-import ep2ploc_core.localizer
+import ep2ploc_core.matcher
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
@@ -48,6 +48,7 @@ from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.map.unit import unit_of
+from ep2ploc_core.matcher import Matcher
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.model.ep2ploc import EP2PLoc
 
@@ -92,11 +93,11 @@ def measure(localizer: Localizer, queries: Queries, images: int, share: float) -
         (localizer, "_encode", "undistort, resize"),
         (localizer.network, "encode_image", "image encoder"),
         (localizer.point_map, "query", "map query"),
-        (localizer, "remove_invisible", "IPR"),
-        (localizer, "_view", "choice of points"),
+        (ep2ploc_core.matcher, "remove_invisible", "IPR"),
+        (Matcher, "view", "choice of points"),
         (localizer.network, "classify", "classify"),
-        (ep2ploc_core.localizer, "search_pose", "search on score maps"),
-        (localizer, "_decide", "single matches"),
+        (ep2ploc_core.matcher, "search_pose", "search on score maps"),
+        (Matcher, "decide", "single matches"),
         (localizer, "_conclude", "score"),
         (localizer.network, "dense_features", "dense features"),
         (localizer, "_align", "alignment"),

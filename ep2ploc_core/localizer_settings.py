@@ -51,10 +51,12 @@ class LocalizerSettings:
     tell a spread from. How these were settled: docs/architecture.md.
 
     `landmarks`: where the map has them, features of the mapping images are looked for too: without a prior, and where a
-    pose is doubtful or its standard deviation more than `sure_sigma`. Where they give a pose, the last pass is made
-    again from there and counted together with it, and less score is asked for (`more_score_landmarks`). Its covariance
-    is that of its matches times `landmarks_scale`; what all landmarks err by together, `landmarks_sigma` of position
-    (each axis) and rotation, is added in the end.
+    pose is doubtful or its standard deviation more than `sure_sigma`. Where they give a pose, it is counted together
+    with what was found, if need be after the last pass was made again from there, and less score is asked for
+    (`more_score_landmarks`). Where `enough_landmarks` agree, it does not matter whether the single matches do, nor
+    whether the pose lies at the limit of what the prior allows; `unrivalled_landmarks` have to where a place was
+    compared with no other. The covariance of the landmarks' pose is that of its matches times `landmarks_scale`; what
+    all landmarks err by together, `landmarks_sigma` of position (each axis) and rotation, is added in the end.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
     are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
@@ -90,6 +92,8 @@ class LocalizerSettings:
     covariance_scale: float = 1.25
     landmarks: bool = True
     more_score_landmarks: float = -0.1
+    enough_landmarks: int = 40
+    unrivalled_landmarks: int = 60
     sure_sigma: float = 0.2
     landmarks_scale: float = 25.0
     landmarks_sigma: tuple[float, float] = (0.06, 0.002)

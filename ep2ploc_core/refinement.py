@@ -18,6 +18,7 @@ from ep2ploc_core.pose.feature_alignment import Alignment
 from ep2ploc_core.se3 import moved
 
 LEAST_KEPT_INSIDE = 0.9  # of the points' weight in the image
+LED_AWAY = "it left the surroundings of the pose that it began with"
 
 
 @dataclass
@@ -55,6 +56,11 @@ class Refinement:
     def least_likeness(self) -> float:
         """The same in the part of the image where it is least."""
         return self.least_likeness_before if self.given_up else self.evidence.least
+
+    @property
+    def led_away(self) -> bool:
+        """Whether it was given up since it went farther than the pose that it began with should be wrong."""
+        return self.given_up == LED_AWAY
 
     @property
     def iterations(self) -> int:
@@ -97,7 +103,7 @@ class Refinement:
         elif not cost_after <= cost_before:  # nor where they are no numbers
             given_up = "it made the features less alike"
         elif way > farthest:
-            given_up = "it left the surroundings of the pose that it began with"
+            given_up = LED_AWAY
         elif found.inside_after < LEAST_KEPT_INSIDE * found.inside_before:
             given_up = "it moved points out of the image"
         if trace is not None:

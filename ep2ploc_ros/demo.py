@@ -231,8 +231,8 @@ def make_tables(reports: dict[str, Any], split: Split, distance: np.ndarray) -> 
     far = ~isolated & ~near
     parts = {
         f"Single frames left out, {_range(distance[isolated])} from the nearest mapping image": isolated,
-        f"{STRETCH} frames in a row left out, {_range(distance[near])} from it": near,
-        f"{STRETCH} frames in a row left out, {_range(distance[far])} from it": far,
+        f"Of {STRETCH} frames in a row left out those {_range(distance[near])} from it": near,
+        f"Of {STRETCH} frames in a row left out those {_range(distance[far])} from it": far,
     }
     tables: dict[str, dict[str, Any]] = {}
     for title, chosen in parts.items():

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import asdict, dataclass, replace
 
+UNRIVALLED = 0.0  # margin of a place that was compared with none
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -15,8 +17,9 @@ class Evidence:
     one, in units (`map.unit`); parts: how many parts of the image have points enough to be left out; likeness: how much
     more alike points and image are at the pose than by chance (`feature_alignment`), and least_likeness in the part of
     the image where it is least, None where nothing was aligned; margin: how much more score the place has than any
-    other, None where it was not searched for but given; landmarks: how many features of the image show a landmark where
-    the pose puts it, None where landmarks gave no pose, or were not asked."""
+    other, UNRIVALLED where there was none to compare it with, None where it was not searched for but given; landmarks:
+    how many features of the image show a landmark where the pose puts it, None where landmarks gave no pose, or were
+    not asked."""
 
     score: float
     gain: float
@@ -31,8 +34,8 @@ class Evidence:
 
     def features(self) -> list[float]:
         """The numbers that the regression weighs."""
-        if self.landmarks is not None:
-            return [log_odds(replace(self, landmarks=None)), math.log1p(self.landmarks)]
+        if self.landmarks is not None:  # where they are many, a network that does not know the site says little
+            return [max(log_odds(replace(self, landmarks=None)), LEAST_LOG_ODDS), math.log1p(self.landmarks)]
         told = [self.score, self.gain, self.inlier_ratio, math.log(self.spread + 1e-3), math.log(self.sigma + 1e-3)]
         if self.likeness is not None and self.least_likeness is not None:
             told += [math.log(max(self.likeness, 0.01)), self.least_likeness]
@@ -84,8 +87,9 @@ class BeliefWeights:
 UNALIGNED = BeliefWeights((19.0, 2.65, 9.79, -1.21, -0.682), -7.06)
 ALIGNED = BeliefWeights((13.5, 1.4, 7.7, -0.473, -0.581, 1.29, 4.79), -2.52)
 SEARCHED = BeliefWeights((6.99, 1.79, 4.76, -1.13, -0.544, 0.757, 3.22, 3.39), -3.29)
-LANDMARKED = BeliefWeights((0.6, 1.5), -4.0)
+LANDMARKED = BeliefWeights((0.6, 1.8), -5.0)
 FOLLOWED = BeliefWeights((0.999, 9.46, -0.875, -3.41), 2.78)
+LEAST_LOG_ODDS = -2.0  # of what the network says beside landmarks
 
 
 def belief(evidence: Evidence | AlignmentEvidence, weights: BeliefWeights | None = None) -> float:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import ep2ploc_core.matcher
 from ep2ploc_core import se3
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
@@ -18,6 +19,7 @@ from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapInfo, PointMap, write_map
 from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.pose.score_search import search_pose
 
 
 @pytest.fixture(scope="module")
@@ -75,6 +77,24 @@ def test_landmarks_that_are_looked_for_ahead_say_the_same(site, lenient: Localiz
         assert again.evidence == first.evidence and again.evidence.landmarks is not None
         assert np.array_equal(again.map_from_camera, first.map_from_camera)
         assert np.array_equal(again.covariance, first.covariance)
+
+
+def test_a_pose_that_landmarks_confirm_is_not_matched_again(
+    site, lenient: Localizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    searches = []
+
+    def counted(*arguments: object, **options: object):
+        searches.append(arguments)
+        return search_pose(*arguments, **options)
+
+    monkeypatch.setattr(ep2ploc_core.matcher, "search_pose", counted)
+    asking = replace(lenient.settings, sure_sigma=0.0)
+    for settings, number in ((asking, 2), (replace(asking, least_score=10.0), 3)):  # in doubt, it may be the pose
+        searches.clear()
+        localizer = Localizer(lenient.network, lenient.point_map, settings=settings)
+        found = localizer.localize(site.image, site.camera, site.prior)
+        assert found.evidence.landmarks is not None and len(searches) == number
 
 
 def test_landmarks_that_contradict_what_the_image_shows_make_no_wrong_pose_sure(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import ep2ploc_core.localizer
+import ep2ploc_core.matcher
 from ep2ploc_core import se3
 from ep2ploc_core.errors import CheckpointError, InputError
 from ep2ploc_core.localization import Localization
@@ -60,9 +61,8 @@ def test_what_is_shipped_aligns_and_the_pose_is_that_of_search_and_alignment_tog
         (lambda found: replace(found, cost_after=found.cost_before * 1.001), "less alike"),
         (lambda found: replace(found, cost_after=found.cost_before * np.nan), "less alike"),
         (lambda found: replace(found, inside_after=found.inside_before * 0.5), "out of the image"),
-        (lambda found: replace(found, track=[*found.track[:-1], _away(found)]), "left the surroundings"),
     ],
-    ids=["cost", "not a number", "outside", "far"],
+    ids=["cost", "not a number", "outside"],
 )
 def test_a_refinement_that_makes_things_worse_is_given_up(
     site, network: EP2PLoc, monkeypatch: pytest.MonkeyPatch, worse, complaint: str
@@ -77,10 +77,23 @@ def test_a_refinement_that_makes_things_worse_is_given_up(
     assert found.evidence is not None and found.evidence.likeness == found.refinement.likeness_before
 
 
-def _away(found: Alignment):
-    moved = found.track[-1].clone()
-    moved[:, 0, 3] += 1.5
-    return moved
+def test_a_refinement_that_leads_away_makes_the_pose_doubtful_and_landmarks_are_asked(
+    site, network: EP2PLoc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def away(found: Alignment) -> Alignment:
+        moved = found.track[-1].clone()
+        moved[:, 0, 3] += 1.5
+        return replace(found, track=[*found.track[:-1], moved])
+
+    plain = localize(site, network, refine="none")
+    monkeypatch.setattr(ep2ploc_core.localizer, "align_features", lambda *args: away(align_features(*args)))
+    found = localize(site, network)
+    assert found.status == "refused" and "leads away" in found.reason
+    assert found.refinement is not None and "left the surroundings" in found.refinement.given_up
+    np.testing.assert_array_equal(found.candidate, plain.candidate)
+    asked = localize(site, network, landmarks=True)
+    assert asked.status == "ok" and asked.evidence is not None and asked.evidence.landmarks is not None
+    assert se3.pose_error(asked.map_from_camera, site.truth)[0] < 0.1
 
 
 def test_fewer_matches_that_agree_give_it_up(site, network: EP2PLoc) -> None:
@@ -95,8 +108,8 @@ def test_a_good_prediction_needs_no_search(site, network: EP2PLoc, monkeypatch: 
         searches.append(args)
         return search(*args, **options)
 
-    search = ep2ploc_core.localizer.search_pose
-    monkeypatch.setattr(ep2ploc_core.localizer, "search_pose", counted)
+    search = ep2ploc_core.matcher.search_pose
+    monkeypatch.setattr(ep2ploc_core.matcher, "search_pose", counted)
     error = np.array([0.1, 0.03, -0.12, 0.003, 0.006, -0.003])
     near = site.truth @ se3.exp(torch.from_numpy(error)).numpy()
     found = localize(site, network, near, refine="align_first")

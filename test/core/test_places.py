@@ -15,7 +15,7 @@ from ep2ploc_core.errors import MapError
 from ep2ploc_core.landmarks.store import FEATURES_FILE, VIEWS_FILE
 from ep2ploc_core.landmarks.surroundings import RADIUS
 from ep2ploc_core.localizer import Localizer
-from ep2ploc_core.localizer_settings import LocalizerSettings
+from ep2ploc_core.localizer_settings import LocalizerSettings, Pass
 from ep2ploc_core.map.array_file import save_array
 from ep2ploc_core.map.build import build_map
 from ep2ploc_core.map.place_index import (
@@ -42,6 +42,7 @@ from ep2ploc_core.map.views import (
     look,
     sample_at_cells,
 )
+from ep2ploc_core.matcher import Matcher
 from ep2ploc_core.model.checkpoint import load_network
 from ep2ploc_core.visibility import remove_invisible
 
@@ -207,7 +208,9 @@ def test_images_of_the_site_are_found_without_a_prior(site) -> None:
     point_map = PointMap.open(site.map_path)
     network = load_network(site.map_path / SITE_CHECKPOINT)
     places = open_places(point_map)
-    settings = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1, least_margin=-1.0)
+    settings = LocalizerSettings(
+        least_score=-10, least_belief=0, least_likeness=-1, least_margin=-1.0, landmarks=False
+    )  # fmt: skip
     localizer = Localizer(network, point_map, settings=settings, places=places)
     drive = KittiDrive(site.drive_path)
     near = []
@@ -221,6 +224,27 @@ def test_images_of_the_site_are_found_without_a_prior(site) -> None:
     sure = replace(settings, least_margin=10.0)
     refused = Localizer(network, point_map, settings=sure, places=places).localize(site.image, site.camera)
     assert refused.status == "refused" and "as well" in refused.reason
+
+
+def test_what_landmarks_know_again_is_not_scouted_for(site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where they give a pose that is believed; else all that was learned is tried too."""
+    stages = []
+
+    def attempt(matcher: Matcher, prior: np.ndarray, stage: Pass):
+        stages.append(stage)
+        return original(matcher, prior, stage)
+
+    original = Matcher.attempt
+    monkeypatch.setattr(Matcher, "attempt", attempt)
+    point_map = PointMap.open(site.map_path)
+    network = load_network(site.map_path / SITE_CHECKPOINT)
+    lenient = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1)
+    for settings, scouted in ((lenient, False), (replace(lenient, least_score=10.0), True)):
+        stages.clear()
+        localizer = Localizer(network, point_map, settings=settings, places=open_places(point_map))
+        found = localizer.localize(site.image, site.camera)
+        assert (settings.scouting in stages) == scouted == (found.status == "refused"), found.reason
+        assert found.candidate is not None and se3.pose_error(found.candidate, site.truth)[0] < 0.2
 
 
 def test_a_map_without_places_asks_for_a_guess(site) -> None:

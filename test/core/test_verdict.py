@@ -7,9 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from ep2ploc_core.datasets.sampling import START_RANGE
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.pose.belief import AlignmentEvidence, Evidence, belief
+from ep2ploc_core.pose.belief import UNRIVALLED, AlignmentEvidence, Evidence, belief
 from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.verdict import doubt, is_certain
 
@@ -19,10 +20,12 @@ STRONG = Evidence(
 )
 
 
-def why(evidence: Evidence, settings: LocalizerSettings = SETTINGS) -> str:
-    """What speaks against a pose at its prior."""
+def why(evidence: Evidence, settings: LocalizerSettings = SETTINGS, aside: float = 0.0) -> str:
+    """What speaks against a pose so many units beside its prior."""
+    prior = np.eye(4)
+    prior[0, 3] = aside
     found = Localization("ok", map_from_camera=np.eye(4), num_matches=500, belief=belief(evidence), evidence=evidence)
-    return doubt(found, np.eye(4), settings, unit=0.25)
+    return doubt(found, prior, settings, unit=0.25)
 
 
 def test_a_place_that_was_searched_for_must_fit_better_than_one_that_was_given() -> None:
@@ -44,6 +47,22 @@ def test_landmarks_speak_for_a_pose_that_would_be_doubted_and_few_do_not() -> No
     odds = [belief(replace(weak, landmarks=count)) for count in (0, 5, 20, 100)]
     assert odds == sorted(odds) and odds[0] < 0.3
     assert "fits the map badly" in why(replace(weak, landmarks=60, score=-0.2))
+
+
+def test_many_landmarks_do_without_the_network_and_without_room_around_the_pose() -> None:
+    """A network that does not know the site has matches that agree on nothing, wherever the camera is."""
+    lost = replace(STRONG, inlier_ratio=0.02, gain=-1.0, likeness=None, least_likeness=None)
+    assert why(replace(lost, landmarks=30)) and not why(replace(lost, landmarks=60))
+    farthest = 1.245 * START_RANGE[0]
+    assert "limit of what the prior" in why(replace(STRONG, landmarks=30), aside=farthest)
+    assert not why(replace(STRONG, landmarks=60), aside=farthest)
+
+
+def test_a_place_that_was_compared_with_none_needs_more_landmarks() -> None:
+    """Streets repeat their houses: on a synthetic one 41 showed a place that was a block off."""
+    alone = replace(STRONG, margin=UNRIVALLED)
+    assert "only 41 landmarks" in why(replace(alone, landmarks=41)) and "only 0" in why(alone)
+    assert not why(replace(alone, landmarks=80)) and not why(replace(STRONG, margin=0.1, landmarks=41))
 
 
 @pytest.mark.parametrize(

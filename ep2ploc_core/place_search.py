@@ -1,0 +1,80 @@
+"""Where in a map an image may have been taken, when nothing is known of its pose."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import chain
+
+import numpy as np
+
+from ep2ploc_core import se3
+from ep2ploc_core.datasets.sampling import START_RANGE
+from ep2ploc_core.landmarks.finder import LandmarkFinder
+from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
+from ep2ploc_core.map.place_index import PlaceIndex, impression
+from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
+from ep2ploc_core.matcher import Matcher
+from ep2ploc_core.pose.belief import UNRIVALLED
+
+GREATEST_MARGIN = 0.3  # nats per point, of score; more tells nothing more
+
+Place = tuple[np.ndarray, float]
+
+
+def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkFinder) -> Iterator[Place | str]:
+    """Where the camera may be, the next asked for when one was refused: map_from_camera `(4, 4)` in units, to be used
+    as a prior, and by how much more score than any other place, at the most GREATEST_MARGIN; or why there is none.
+
+    First what the landmarks know again around the views that are most like the image, or, in a map whose places no
+    network has learned, around all: that takes no matching of points. Then, from each of the views, one quick pass is
+    made. The best of them, and what the landmarks proposed, are verified by the last pass: the first one's wide prior
+    lets wrong places fit nearly as well as the right one.
+    """
+    settings, query, point_map = matcher.settings, matcher.query, matcher.point_map
+    if places is None or not len(places) or not (places.is_learned or settings.landmarks):
+        yield "no prior pose, and the map has no places to search: give a first guess of the pose"
+        return
+    views = list(range(len(places)))
+    if places.is_learned:
+        image = impression(query.features, query.intrinsics, matcher.network.config.patch)
+        views = sorted(places.search(image, settings.places))  # in order of place: maps are read so
+    starts = [scaled_pose(places.map_from_camera[view], 1 / unit_of(point_map.voxel_size)) for view in views]
+    recognized: list[np.ndarray] = []
+    if settings.landmarks:
+        around, sighting = SurroundingLandmarks(MapInUnits(point_map)), query.sighting
+        seen = chain.from_iterable(map(around.of, starts))  # each when its turn comes
+        poses = finder.recognize(sighting.features, sighting.camera, seen)
+        recognized = [one.map_from_camera for one in poses]
+        if recognized:
+            yield _best_place(matcher, recognized, compared=False)
+    if not places.is_learned:
+        if not recognized:
+            yield "the image shows no landmarks that the map knows: give a first guess of the pose"
+        return
+    tried = [one for start in starts if (one := matcher.attempt(start, settings.scouting))]
+    best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
+    scouted = [tried[number][1] for number in sorted(best)]
+    yield _best_place(matcher, scouted + recognized, compared=True)
+
+
+def _best_place(matcher: Matcher, starts: list[np.ndarray], compared: bool) -> Place | str:
+    """Of the poses around these `(4, 4)` the one with most score, and its margin; or why no place is to be believed.
+    compared: whether other places were looked for; where not, that there is none is no evidence, and the margin 0."""
+    found = [one for start in starts if (one := matcher.attempt(start, matcher.settings.passes[-1]))]
+    if not found:
+        return "nothing of the map is visible from the places that look like the image"
+    score, place = max(found, key=lambda one: one[0])
+    others = [other for other, pose in found if not _same_place(pose, place)]
+    if not others and not compared:
+        return place, UNRIVALLED
+    margin = min([GREATEST_MARGIN, *(score - other for other in others)])
+    if margin < matcher.settings.least_margin:
+        return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
+    return place, margin
+
+
+def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two poses `(4, 4)` found from different views may be the same one, so that neither is the other's rival:
+    from a view that is farther off than its search reaches one ends beside the true pose."""
+    metres, radians = se3.pose_error(pose, other)
+    return bool(metres < 2 * START_RANGE[0] and radians < 2 * START_RANGE[4])
