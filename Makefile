@@ -10,8 +10,8 @@ help:
 	@echo 'make demo              map, bag, ROS 2 nodes and results, on a street that it makes itself'
 	@echo 'make demo DRIVE=dir    the same on a KITTI raw drive'
 	@echo 'make bench             how fast localizing, visibility, voxels, maps, ROS 2 and synthetic drives are here'
-	@echo 'make evidence          every table of the README and of docs/speed.md anew, in hours; with EP2PLOC_DATA set'
-	@echo 'make evidence STEPS=   some of them: drive_0001 street kitchen localizer ros ros_minutes ros_images scale'
+	@echo 'make evidence          every table of the README and the docs that it makes anew, in hours; with EP2PLOC_DATA set'
+	@echo 'make evidence STEPS=   some of them: drive_0001 street kitchen baselines_0009 baselines_0001 localizer ros ...'
 	@echo 'make docs              the documentation as pages to read, in out/docs'
 	@echo 'make lint, clean, lock checks; remove what was made; pin the newest dependencies that fit'
 

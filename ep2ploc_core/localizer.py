@@ -45,6 +45,8 @@ CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that wit
 class Localizer:
     """Finds camera poses in one map. The map and the settings may be replaced between calls."""
 
+    matcher_type = Matcher
+
     def __init__(
         self,
         network: EP2PLoc,
@@ -97,7 +99,7 @@ class Localizer:
         begin = time.perf_counter()
         likely, self._landmarks_wanted = self._landmarks_wanted, False
         self.check_map()
-        matcher = Matcher(self.network, self.point_map, self.settings, self._encode(image, camera))
+        matcher = self.matcher_type(self.network, self.point_map, self.settings, self._encode(image, camera))
         if prior is not None:
             found = self._localize_from(matcher, prior, None, likely)
         else:
@@ -201,8 +203,9 @@ class Localizer:
         self, matcher: Matcher, around: Surroundings, search: LandmarkSearch, found: Localization, prior: np.ndarray
     ) -> Localization:
         """What was found, counted together with the pose that the landmarks give. Where the two are apart, or together
-        still in doubt, the last pass and the refinement are made once more, from there. What was found without them
-        where they give no pose, or one that is less likely to be right."""
+        in doubt, the last pass and the refinement are made once more, from there. What was found without them stays
+        where they give no pose, or where it alone is not in doubt, and the other is, or contradicts it and is less
+        likely to be right."""
         seen = search.result()
         if seen is None:
             return found
@@ -219,15 +222,18 @@ class Localizer:
         together = self._count_together(matcher, again, seen, found.evidence.spread)
         if together is None:  # the network says otherwise, and the two are not reconciled
             return found
+        if self._doubt(found, prior):
+            return together
         assert together.map_from_camera is not None
         apart = se3.pose_error(found.map_from_camera, together.map_from_camera)[0]
-        return found if apart > CONTRADICTION and together.belief < found.belief else together
+        contradicts = apart > CONTRADICTION and together.belief < found.belief
+        return found if contradicts or self._doubt(together, prior) else together
 
     def _count_together(
         self, matcher: Matcher, found: Localization, seen: LandmarkPose, spread: float
     ) -> Localization | None:
         """What the network found and what the landmarks show, each by its covariance; None where landmarks do not agree
-        with the outcome. spread: see `Evidence`."""
+        with the outcome. Of the inliers those stay that agree with it too. spread: see `Evidence`."""
         assert found.map_from_camera is not None and found.covariance is not None
         assert isinstance(found.evidence, Evidence)
         scaled = seen.covariance * self.settings.landmarks_scale

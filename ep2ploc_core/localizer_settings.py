@@ -44,11 +44,12 @@ class LocalizerSettings:
     places against what the prior alone expects, of likelihoods raised to `score_power`: well below 0 the image speaks
     against the pose. `least_belief`: how probable it has to be that the pose is right (`pose.belief`).
     `least_likeness`: how much more alike than by chance image and points must be, where features are aligned. Without a
-    prior the `places` views most like the image are tried by the pass `scouting`, the best `verified_places` of them
-    verified by the last pass, and the best of all must have `least_margin` more score than any other place, and
-    `more_score_searched` more than `least_score`, `more_score_unaligned` where no features are aligned: among so many
-    places one that is wrong may fit by chance. `covariance_scale` makes up for eight parts of an image being few to
-    tell a spread from. How these were settled: docs/architecture.md.
+    prior, and where no place that landmarks know again is believed, the `places` views most like the image are tried by
+    the pass `scouting`, the best `verified_places` of them verified by the last pass, and the best of all must have
+    `least_margin` more score than any other place, and `more_score_searched` more than `least_score`,
+    `more_score_unaligned` where no features are aligned: among so many places one that is wrong may fit by chance.
+    `covariance_scale` makes up for eight parts of an image being few to tell a spread from. How these were settled:
+    docs/architecture.md.
 
     `landmarks`: where the map has them, features of the mapping images are looked for too: without a prior, and where a
     pose is doubtful or its standard deviation more than `sure_sigma`. Where they give a pose, it is counted together
@@ -64,9 +65,10 @@ class LocalizerSettings:
     cost nothing but time, and `following` says how it aligns. `alignment_points` take part. A refinement is given up
     where it makes the cost of the features higher, moves a pose by more than the last pass's start may be wrong (a
     prior by more than the box), loses more than a tenth of the points out of the image, or has less than
-    `least_inliers_kept` of the single matches agree that agreed before. Else it counts as much as its covariance says,
-    and the search as much as its own; `fused_scale` makes up for both being of one image, `followed_scale` for points
-    of a pose that alignment alone found erring together. `trace`: every step is kept, to be looked at.
+    `least_inliers_kept` of the single matches agree that agreed before. (One that moves it too far makes the pose
+    doubted, unless landmarks confirm it.) Else it counts as much as its covariance says, and the search as much as its
+    own; `fused_scale` makes up for both being of one image, `followed_scale` for points of a pose that alignment alone
+    found erring together. `trace`: every step is kept, to be looked at.
     """
 
     radius: float = 60.0

@@ -48,6 +48,8 @@ class Surroundings:
 class Matcher:
     """The passes of matching of one image."""
 
+    remove_invisible = staticmethod(remove_invisible)
+
     def __init__(self, network: EP2PLoc, point_map: MapSource, settings: LocalizerSettings, query: Query) -> None:
         self.network = network
         self.point_map = point_map
@@ -97,7 +99,7 @@ class Matcher:
         few are visible. Raises MapError when the map holds no descriptors."""
         query, camera_from_map = self.query, se3.inverse(guess)
         size = (query.camera.width, query.camera.height)
-        visible = remove_invisible(
+        visible = self.remove_invisible(
             around.xyz, camera_from_map, query.intrinsics, size, self._map.voxel_size, self.settings.visibility
         )
         if len(visible.index) < self.settings.least_points:

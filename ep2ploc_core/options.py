@@ -1,4 +1,4 @@
-"""Options that several commands have."""
+"""Options that several commands have, and how they are read."""
 
 from typing import Annotated
 

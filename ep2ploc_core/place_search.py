@@ -23,12 +23,13 @@ Place = tuple[np.ndarray, float]
 
 def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkFinder) -> Iterator[Place | str]:
     """Where the camera may be, the next asked for when one was refused: map_from_camera `(4, 4)` in units, to be used
-    as a prior, and by how much more score than any other place, at the most GREATEST_MARGIN; or why there is none.
+    as a prior, and by how much more score than any other place, at the most GREATEST_MARGIN, or UNRIVALLED; or why
+    there is none.
 
     First what the landmarks know again around the views that are most like the image, or, in a map whose places no
-    network has learned, around all: that takes no matching of points. Then, from each of the views, one quick pass is
-    made. The best of them, and what the landmarks proposed, are verified by the last pass: the first one's wide prior
-    lets wrong places fit nearly as well as the right one.
+    network has learned, around all: a place and its rival, each verified by the last pass. Then, from each of the
+    views, one quick pass is made; the best of them, and what the landmarks proposed, are verified so: the quick one's
+    wide prior lets wrong places fit nearly as well as the right one.
     """
     settings, query, point_map = matcher.settings, matcher.query, matcher.point_map
     if places is None or not len(places) or not (places.is_learned or settings.landmarks):
@@ -54,23 +55,21 @@ def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkF
     tried = [one for start in starts if (one := matcher.attempt(start, settings.scouting))]
     best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
     scouted = [tried[number][1] for number in sorted(best)]
-    yield _best_place(matcher, scouted + recognized, compared=True)
+    yield _best_place(matcher, scouted + recognized, compared=bool(scouted))
 
 
 def _best_place(matcher: Matcher, starts: list[np.ndarray], compared: bool) -> Place | str:
     """Of the poses around these `(4, 4)` the one with most score, and its margin; or why no place is to be believed.
-    compared: whether other places were looked for; where not, that there is none is no evidence, and the margin 0."""
+    compared: whether other places were scouted; where not, that none comes near is no evidence: it is UNRIVALLED."""
     found = [one for start in starts if (one := matcher.attempt(start, matcher.settings.passes[-1]))]
     if not found:
         return "nothing of the map is visible from the places that look like the image"
     score, place = max(found, key=lambda one: one[0])
     others = [other for other, pose in found if not _same_place(pose, place)]
-    if not others and not compared:
-        return place, UNRIVALLED
     margin = min([GREATEST_MARGIN, *(score - other for other in others)])
     if margin < matcher.settings.least_margin:
         return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
-    return place, margin
+    return place, margin if compared else UNRIVALLED
 
 
 def _same_place(pose: np.ndarray, other: np.ndarray) -> bool:

@@ -18,7 +18,7 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
     map_from_camera in units, where the search for it began; unit: metres, for what people read."""
     evidence = found.evidence
     assert found.map_from_camera is not None and isinstance(evidence, Evidence)
-    shown = evidence.landmarks is not None and evidence.landmarks >= settings.enough_landmarks
+    confirmed = evidence.landmarks is not None and evidence.landmarks >= settings.enough_landmarks
     more_score = 0.0
     if evidence.landmarks is not None:  # they tell more than a score does
         more_score = settings.more_score_landmarks
@@ -28,7 +28,7 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
         return f"only {found.num_matches} map points were found in the image"
     if evidence.parts < settings.least_parts:
         return "all points that were found lie in one corner of the image"
-    if not shown and evidence.inlier_ratio < settings.least_inlier_ratio:
+    if not confirmed and evidence.inlier_ratio < settings.least_inlier_ratio:
         return f"only {evidence.inlier_ratio:.0%} of the matches agree on one pose"
     if evidence.score < settings.least_score + more_score:
         return f"the image fits the map badly there (score {evidence.score:.2f})"
@@ -36,14 +36,15 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
         return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"
     if evidence.margin == UNRIVALLED and (evidence.landmarks or 0) < settings.unrivalled_landmarks:
         return f"only {evidence.landmarks or 0} landmarks tell the place, which may look like another"
-    if evidence.landmarks is None and found.refinement is not None and found.refinement.led_away:
+    known = evidence.landmarks is None and evidence.likeness is not None  # else alignment wanders, or does not matter
+    if known and found.refinement is not None and found.refinement.led_away:
         return "feature alignment leads away from the pose that fits the matches best"
     if evidence.landmarks is None and evidence.spread > settings.greatest_sigma:
         return f"several poses are possible, {evidence.spread * unit:.2g} m apart"
     if found.belief < settings.least_belief:
         return f"the evidence is thin: the pose is right with a probability of {found.belief:.0%}"
     off = se3.log(torch.from_numpy(np.linalg.inv(prior) @ found.map_from_camera)).abs().numpy() / START_RANGE
-    if not shown and off.max() > 0.98 * settings.greatest_distance:
+    if not confirmed and off.max() > 0.98 * settings.greatest_distance:
         return "the best pose lies at the limit of what the prior pose allows"
     return ""
 

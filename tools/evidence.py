@@ -1,4 +1,4 @@
-"""Measures all that the README and the page on speed show in tables, and puts it there.
+"""Measures all that the README and the pages on results, speed and evaluation show in tables, and puts it there.
 
     .venv/bin/python tools/evidence.py [STEP ...] [--resume] [--tables] [--trial]
 

@@ -24,7 +24,8 @@ def demo_tables(name: str, report: dict[str, Any]) -> dict[str, str]:
 def evaluation_tables(name: str, reports: dict[str, dict[str, Any]]) -> dict[str, str]:
     """Of evaluations of the same queries, by the names of their rows; the first one's starts come before them."""
     first = next(iter(reports.values()))
-    summaries = {"start": first["start"], **{row: report["summary"] for row, report in reports.items()}}
+    starts = {"start": first["start"]} if "start" in first else {}  # without a first guess there are none
+    summaries = {**starts, **{row: report["summary"] for row, report in reports.items()}}
     return {name: summary_markdown(summaries), f"{name}_answers": answers_grid(reports).in_markdown()}
 
 

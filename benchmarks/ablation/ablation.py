@@ -33,13 +33,13 @@ from ep2ploc_core.evaluation.report import summary_markdown, summary_table
 from ep2ploc_core.evaluation.visibility import papers_visible
 from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import FIRST_PASS, LocalizerSettings, Pass
-from ep2ploc_core.map.point_map import SITE_CHECKPOINT, MapPoints, PointMap
-from ep2ploc_core.matching import Matching, Query
+from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
+from ep2ploc_core.matcher import Matcher, Surroundings
+from ep2ploc_core.matching import Matching
 from ep2ploc_core.model.checkpoint import load_network, save_network
-from ep2ploc_core.model.ep2ploc import EP2PLoc
+from ep2ploc_core.model.ep2ploc import EP2PLoc, PointView
 from ep2ploc_core.pose.jackknife import Jackknife
 from ep2ploc_core.pose.pnp import refine, solve_ransac
-from ep2ploc_core.pose.pose_posterior import Box
 from ep2ploc_core.progress import progress_bar
 from ep2ploc_core.training.losses import LossWeights
 from ep2ploc_core.training.processes import choose_device, run_everywhere
@@ -66,47 +66,39 @@ def papers_removal(
     return replace(kept, pixels=kept.pixels - margin)
 
 
-class PapersVisibility(Localizer):
+class PapersVisibility(Matcher):
     """With the paper's IPR."""
 
     remove_invisible = staticmethod(papers_removal)
 
 
-class PapersSolver(Localizer):
+class PapersSolver(Matcher):
     """The pose of single matches, by MAGSAC++ and least squares: no search on the score maps."""
 
-    def _match(
-        self,
-        query: Query,
-        points: MapPoints,
-        origin: Any,
-        guess: Tensor,
-        stage: Pass,
-        box: Box,
-        by_parts: bool = False,
-    ) -> Matching | None:
-        view = self._view(query, points, origin, guess, stage)
+    def match(self, around: Surroundings, guess: Tensor, stage: Pass, by_parts: bool = False) -> Matching | None:
+        view = self.view(around, guess, stage)
         if view is None:
             return None
-        scores = self.network.classify(view, query.features.patches, query.intrinsics)
-        matches = self._decide(query, view, scores)
+        scores = self.network.classify(view, self.query.features.patches, self.query.intrinsics)
+        matches, matrix = self.decide(view, scores), self.query.camera.matrix
         found, covariance = guess, torch.diag(torch.from_numpy(start_sigma(stage.scale)).float() ** 2)
         arguments = (matches.points, matches.pixels)
-        sampled = solve_ransac(*arguments, query.camera.matrix, self.settings.match_threshold)
+        sampled = solve_ransac(*arguments, matrix, self.settings.match_threshold)
         if sampled is not None:
-            solved = refine(sampled, *arguments, matches.weights, query.camera.matrix, ROBUST_SCALE)
-            pose = torch.from_numpy(solved.map_from_camera).float().to(self.device)
+            solved = refine(sampled, *arguments, matches.weights, matrix, ROBUST_SCALE)
+            pose, box = torch.from_numpy(solved.map_from_camera).to(guess), around.box
             inside = (se3.log(torch.linalg.inv(box.map_from_camera) @ pose).abs() <= box.half_widths).all()
             if inside:  # else what is far from all that the prior allows is no better than the prior
                 found, covariance = pose, torch.from_numpy(solved.covariance).float()
         return Matching(view, scores, found, covariance, Jackknife(torch.zeros(6, 6), gain=0.0, parts=8))
 
 
-class DescriptorsAlone(Localizer):
+class DescriptorsAlone(Matcher):
     """Points expect what their descriptors tell, as in a map without images."""
 
-    def _descriptors(self, *arguments: Any) -> tuple[Tensor, Tensor | None]:
-        return super()._descriptors(*arguments)[0], None
+    def view(self, around: Surroundings, guess: Tensor, stage: Pass) -> PointView | None:
+        view = super().view(around, guess, stage)
+        return None if view is None else replace(view, appearance=None)
 
 
 SEARCHED = LocalizerSettings(refine="none", landmarks=False)
@@ -121,7 +113,7 @@ class Variant:
 
     name: str
     trained: str = "ours"
-    localizer: type[Localizer] = Localizer
+    matcher: type[Matcher] = Matcher
     settings: LocalizerSettings = SEARCHED
     swap: bool = False
 
@@ -157,16 +149,16 @@ VARIANTS = (
     Variant("ours, another frame's image", swap=True),
     Variant("aligned", settings=ALIGNED),
     Variant("aligned, another frame's image", settings=ALIGNED, swap=True),
-    Variant("aligned, by descriptors alone", localizer=DescriptorsAlone, settings=ALIGNED),
+    Variant("aligned, by descriptors alone", matcher=DescriptorsAlone, settings=ALIGNED),
     Variant("aligned, no reprojection loss", "no_reprojection", settings=ALIGNED),
     Variant("aligned, no Gauss-Newton loss", "no_gauss_newton", settings=ALIGNED),
     Variant("aligned, no loss on the place", "no_place", settings=ALIGNED),
     Variant("aligned, contrastive loss too", "contrastive", settings=ALIGNED),
     Variant("aligned, none of these losses", "no_alignment_losses", settings=ALIGNED),
     Variant("the paper's score MLP", "mlp"),
-    Variant("the paper's IPR", localizer=PapersVisibility),
+    Variant("the paper's IPR", matcher=PapersVisibility),
     Variant("one pass", settings=replace(SEARCHED, passes=(FIRST_PASS,))),
-    Variant("no search: MAGSAC++ and least squares", localizer=PapersSolver, settings=UNWEIGHED),
+    Variant("no search: MAGSAC++ and least squares", matcher=PapersSolver, settings=UNWEIGHED),
     Variant("no pose loss", "no_pose_loss"),
     Variant("no pose loss and no search", "no_pose_loss", PapersSolver, UNWEIGHED),
     Variant("no site codes", "no_codes"),
@@ -210,7 +202,8 @@ def evaluate(variant: Variant, map_path: Path, queries: Queries, repeats: int) -
     device = choose_device("auto")
     torch.set_num_threads(1)  # as the command line
     network = load_network(map_path / SITE_CHECKPOINT, device)
-    localizer = variant.localizer(network, PointMap.open(map_path), device, variant.settings)
+    localizer = Localizer(network, PointMap.open(map_path), device, variant.settings)
+    localizer.matcher_type = variant.matcher
     with progress_bar(variant.name) as progress:
         return evaluate_tracking(localizer, queries, TrackingProtocol(repeats=repeats, swap=variant.swap), progress)
 

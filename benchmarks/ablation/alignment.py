@@ -28,6 +28,7 @@ from ep2ploc_core.localizer import Localizer
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.map.point_map import SITE_CHECKPOINT, PointMap
 from ep2ploc_core.map.unit import unit_of
+from ep2ploc_core.matcher import Matcher
 from ep2ploc_core.model.checkpoint import load_network
 
 SIZES = ((0.1, 0.5), (0.25, 1.0), (0.5, 2.5), (1.0, 5.0), (2.0, 10.0), (3.0, 15.0))  # units, degrees
@@ -39,11 +40,17 @@ ANYTHING = LocalizerSettings(
 )  # fmt: skip
 
 
-class AloneLocalizer(Localizer):
-    """Makes no passes: what alignment does not find is not found."""
+class NoPasses(Matcher):
+    """Makes none."""
 
-    def _match(self, *_: object, **__: object) -> None:  # type: ignore[override]
+    def match(self, *_: object, **__: object) -> None:
         return None
+
+
+class AloneLocalizer(Localizer):
+    """What alignment does not find is not found."""
+
+    matcher_type = NoPasses
 
 
 def main() -> None:

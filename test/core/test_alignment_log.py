@@ -28,6 +28,7 @@ from ep2ploc_core.map.encode import encode_map
 from ep2ploc_core.map.point_map import MapInfo, PointMap, write_map
 from ep2ploc_core.map.sources import KittiSource
 from ep2ploc_core.model.checkpoint import load_network, save_network
+from ep2ploc_core.options import parse_pose
 from ep2ploc_core.visualization import rerun_log
 from ep2ploc_core.visualization.alignment_log import TIMELINE
 
@@ -91,7 +92,7 @@ def _localized(place: Path, trace: bool) -> Localization:
     # Exactly what the command is given: a digit more or less may make it a step more or less.
     picture = read_image(place / IMAGE)
     lens = read_camera_file(place / CAMERA, picture.shape[1], picture.shape[0])
-    return localizer.localize(picture, lens, cli._matrix(cli._parse_pose(_numbers(place))))
+    return localizer.localize(picture, lens, cli._matrix(parse_pose(_numbers(place))))
 
 
 def test_each_step_of_the_alignment_is_one_of_the_timeline(row_and_recording: tuple[dict[str, Any], Any]) -> None:

@@ -44,6 +44,7 @@ from ep2ploc_core.map.views import (
 )
 from ep2ploc_core.matcher import Matcher
 from ep2ploc_core.model.checkpoint import load_network
+from ep2ploc_core.pose.belief import UNRIVALLED
 from ep2ploc_core.visibility import remove_invisible
 
 
@@ -208,9 +209,8 @@ def test_images_of_the_site_are_found_without_a_prior(site) -> None:
     point_map = PointMap.open(site.map_path)
     network = load_network(site.map_path / SITE_CHECKPOINT)
     places = open_places(point_map)
-    settings = LocalizerSettings(
-        least_score=-10, least_belief=0, least_likeness=-1, least_margin=-1.0, landmarks=False
-    )  # fmt: skip
+    lenient = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1, least_margin=-1.0)
+    settings = replace(lenient, landmarks=False)
     localizer = Localizer(network, point_map, settings=settings, places=places)
     drive = KittiDrive(site.drive_path)
     near = []
@@ -245,6 +245,22 @@ def test_what_landmarks_know_again_is_not_scouted_for(site, monkeypatch: pytest.
         found = localizer.localize(site.image, site.camera)
         assert (settings.scouting in stages) == scouted == (found.status == "refused"), found.reason
         assert found.candidate is not None and se3.pose_error(found.candidate, site.truth)[0] < 0.2
+
+
+def test_where_no_network_has_learned_places_enough_landmarks_have_to_tell(site, tmp_path: Path) -> None:
+    shutil.copytree(site.map_path, tmp_path / "map")
+    for file in (tmp_path / "map").glob("places.*"):
+        file.unlink()
+    bare = PointMap.open(tmp_path / "map")
+    places, network = places_to_search(bare), load_network(site.map_path / SITE_CHECKPOINT)
+    assert places is not None and not places.is_learned
+    lenient = LocalizerSettings(least_score=-10, least_belief=0, least_likeness=-1)
+    for enough, status in ((60, "ok"), (10**6, "refused")):
+        settings = replace(lenient, unrivalled_landmarks=enough)
+        found = Localizer(network, bare, settings=settings, places=places).localize(site.image, site.camera)
+        assert found.status == status and found.evidence.margin == UNRIVALLED
+        assert se3.pose_error(found.candidate, site.truth)[0] < 0.2
+    assert "landmarks tell the place" in found.reason
 
 
 def test_a_map_without_places_asks_for_a_guess(site) -> None:

@@ -10,7 +10,7 @@ import pytest
 from ep2ploc_core.datasets.sampling import START_RANGE
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import LocalizerSettings
-from ep2ploc_core.pose.belief import UNRIVALLED, AlignmentEvidence, Evidence, belief
+from ep2ploc_core.pose.belief import LEAST_LOG_ODDS, UNRIVALLED, AlignmentEvidence, Evidence, belief, log_odds
 from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.verdict import doubt, is_certain
 
@@ -51,8 +51,9 @@ def test_landmarks_speak_for_a_pose_that_would_be_doubted_and_few_do_not() -> No
 
 def test_many_landmarks_do_without_the_network_and_without_room_around_the_pose() -> None:
     """A network that does not know the site has matches that agree on nothing, wherever the camera is."""
-    lost = replace(STRONG, inlier_ratio=0.02, gain=-1.0, likeness=None, least_likeness=None)
-    assert why(replace(lost, landmarks=30)) and not why(replace(lost, landmarks=60))
+    lost = replace(STRONG, score=-0.05, inlier_ratio=0.02, gain=-1.0, likeness=None, least_likeness=None)
+    assert log_odds(lost) < 2 * LEAST_LOG_ODDS
+    assert "2% of the matches" in why(replace(lost, landmarks=30)) and not why(replace(lost, landmarks=60))
     farthest = 1.245 * START_RANGE[0]
     assert "limit of what the prior" in why(replace(STRONG, landmarks=30), aside=farthest)
     assert not why(replace(STRONG, landmarks=60), aside=farthest)
