@@ -14,7 +14,8 @@ import torch
 from scipy.spatial.transform import Rotation
 from typer.testing import CliRunner
 
-from ep2ploc_core.cli import app, queries_from_rgbd
+from ep2ploc_core.cli import app
+from ep2ploc_core.datasets.cli import queries_from_rgbd
 from ep2ploc_core.datasets.gravity import up_direction
 from ep2ploc_core.datasets.queries import Queries
 from ep2ploc_core.datasets.rgbd import RgbdSource, find_frames, read_camera_pose, read_depth
