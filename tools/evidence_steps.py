@@ -51,6 +51,7 @@ def all_steps(out: Path, data: Path, trial: bool) -> dict[str, Step]:
     return {
         "drive_0001": _demo(out / "drive_0001", ["--drive", str(drive)], trial, (drive,)),
         "street": _demo(out / "street", [], trial),
+        "picture": _picture(out / "picture", out / "street", trial),
         "kitchen": _kitchen(out / "kitchen", data / "rgbd_kitchen", trial),
         "baselines_0009": _baselines_of_drive(out / "baselines_0009", other, trial),
         "baselines_0001": _baselines(out / "baselines_0001", out / "drive_0001", trial),
@@ -70,6 +71,13 @@ def _demo(out: Path, options: list[str], trial: bool, needs: tuple[Path, ...] = 
     steps = ["--steps", "2"] if trial else []
     makes = tuple(f"{out.name}{part}" for part in ("", "_answers", "_nodes", "_minutes"))
     return Step([[_EP2PLOC, "demo", *options, "--out", str(out), *steps]], tables, makes, needs)
+
+
+def _picture(out: Path, demo: Path, trial: bool) -> Step:
+    """The README's: the map of the demo's street over one of the images that it was made with."""
+    file = (out if trial else ROOT / "docs/images") / "overlay_street.jpg"
+    command = [_EP2PLOC, "overlay", str(demo / "map"), "--frame", "39", "--removed", "--out", str(file)]
+    return Step([command], dict, (), (demo / MEASURED,))
 
 
 def _kitchen(out: Path, recording: Path, trial: bool) -> Step:
