@@ -45,7 +45,7 @@ CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that wit
 class Localizer:
     """Finds camera poses in one map. The map and the settings may be replaced between calls."""
 
-    matcher_type = Matcher
+    matcher_type = Matcher  # how passes are made; comparisons put another in its place
 
     def __init__(
         self,

@@ -46,7 +46,8 @@ class Surroundings:
 
 
 class Matcher:
-    """The passes of matching of one image."""
+    """The passes of matching of one image in one map. Poses are map_from_camera, lengths units of `map.unit`, pixels
+    those of the network's image."""
 
     remove_invisible = staticmethod(remove_invisible)
 
@@ -70,7 +71,8 @@ class Matcher:
         return Surroundings(origin, points, xyz, guess, Box(guess, allowed))
 
     def attempt(self, prior: np.ndarray, stage: Pass) -> tuple[float, np.ndarray] | None:
-        """Score and pose `(4, 4)` of a single pass from a prior `(4, 4)`; None where too little is visible."""
+        """Score (nats per point) and pose `(4, 4)` of a single pass from a prior `(4, 4)`, both in the map; None where
+        too little is visible."""
         around = self.around(prior)
         matching = self.match(around, around.guess, stage)
         if matching is None:

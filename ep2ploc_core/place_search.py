@@ -11,6 +11,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.datasets.sampling import START_RANGE
 from ep2ploc_core.landmarks.finder import LandmarkFinder
 from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
+from ep2ploc_core.localizer_settings import Pass
 from ep2ploc_core.map.place_index import PlaceIndex, impression
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
 from ep2ploc_core.matcher import Matcher
@@ -18,7 +19,8 @@ from ep2ploc_core.pose.belief import UNRIVALLED
 
 GREATEST_MARGIN = 0.3  # nats per point, of score; more tells nothing more
 
-Place = tuple[np.ndarray, float]
+Attempt = tuple[float, np.ndarray]  # score and pose of one pass
+Place = tuple[np.ndarray, float]  # pose and margin
 
 
 def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkFinder) -> Iterator[Place | str]:
@@ -40,34 +42,39 @@ def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkF
         image = impression(query.features, query.intrinsics, matcher.network.config.patch)
         views = sorted(places.search(image, settings.places))  # in order of place: maps are read so
     starts = [scaled_pose(places.map_from_camera[view], 1 / unit_of(point_map.voxel_size)) for view in views]
-    recognized: list[np.ndarray] = []
+    proposed: list[np.ndarray] = []
+    known: list[Attempt] = []
     if settings.landmarks:
         around, sighting = SurroundingLandmarks(MapInUnits(point_map)), query.sighting
         seen = chain.from_iterable(map(around.of, starts))  # each when its turn comes
-        poses = finder.recognize(sighting.features, sighting.camera, seen)
-        recognized = [one.map_from_camera for one in poses]
-        if recognized:
-            yield _best_place(matcher, recognized, compared=False)
+        proposed = [one.map_from_camera for one in finder.recognize(sighting.features, sighting.camera, seen)]
+        known = _attempts(matcher, proposed, settings.passes[-1])
+        if proposed:
+            yield _best_place(known, settings.least_margin, compared=False)
     if not places.is_learned:
-        if not recognized:
+        if not proposed:
             yield "the image shows no landmarks that the map knows: give a first guess of the pose"
         return
-    tried = [one for start in starts if (one := matcher.attempt(start, settings.scouting))]
+    tried = _attempts(matcher, starts, settings.scouting)
     best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
-    scouted = [tried[number][1] for number in sorted(best)]
-    yield _best_place(matcher, scouted + recognized, compared=bool(scouted))
+    scouted = _attempts(matcher, [tried[number][1] for number in sorted(best)], settings.passes[-1])
+    yield _best_place(scouted + known, settings.least_margin, compared=bool(scouted))
 
 
-def _best_place(matcher: Matcher, starts: list[np.ndarray], compared: bool) -> Place | str:
-    """Of the poses around these `(4, 4)` the one with most score, and its margin; or why no place is to be believed.
-    compared: whether other places were scouted; where not, that none comes near is no evidence: it is UNRIVALLED."""
-    found = [one for start in starts if (one := matcher.attempt(start, matcher.settings.passes[-1]))]
+def _attempts(matcher: Matcher, starts: list[np.ndarray], stage: Pass) -> list[Attempt]:
+    """Score and pose `(4, 4)`, in units, of one pass from each of these `(4, 4)`, where enough is visible."""
+    return [one for start in starts if (one := matcher.attempt(start, stage))]
+
+
+def _best_place(found: list[Attempt], least_margin: float, compared: bool) -> Place | str:
+    """Of what was found the pose with most score, and its margin; or why no place is to be believed. compared: whether
+    other places were scouted; where not, that none comes near is no evidence: it is UNRIVALLED."""
     if not found:
         return "nothing of the map is visible from the places that look like the image"
     score, place = max(found, key=lambda one: one[0])
     others = [other for other, pose in found if not _same_place(pose, place)]
     margin = min([GREATEST_MARGIN, *(score - other for other in others)])
-    if margin < matcher.settings.least_margin:
+    if margin < least_margin:
         return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
     return place, margin if compared else UNRIVALLED
 

@@ -176,6 +176,12 @@ def test_answers_are_counted_and_the_worst_of_them_is_shown() -> None:
     assert rows["start"][0] == "2.00" and "75%" in rows["adapted"] and rows["another image"][0] == "9.00"
 
 
+def test_evaluations_without_a_first_guess_have_no_row_of_starts() -> None:
+    report = evaluation(result(0.1), result(None))
+    del report["start"]
+    assert list(cells(evaluation_tables("global", {"adapted": report})["global"]))[2:] == ["adapted"]
+
+
 def test_a_demo_s_report_becomes_tables() -> None:
     shown = evaluation(result(0.1), result(None))
     rows = [result(0.3), result(0.5), {"status": "dropped"}, {"status": "refused"}]

@@ -14,12 +14,18 @@ from ep2ploc_core.progress import console, progress_bar
 bag_app = typer.Typer(no_args_is_help=True, help="ROS 2 bags.")
 queries_app = typer.Typer(no_args_is_help=True, help="Query images with known poses, for evaluation.")
 
+QueriesOut = Annotated[Path, typer.Option(help="The directory of queries to make.")]
+Drive = Annotated[Path, typer.Argument(help="A KITTI raw drive.")]
+Frames = Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")]
+SomeFrames = Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas; all by default.")]
+BagCamera = Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")]
+
 
 @queries_app.command("from-kitti")
 def queries_from_kitti(
-    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
+    drive: Drive,
+    out: QueriesOut,
+    frames: Frames,
     poses: Annotated[Path | None, typer.Option(help="Rows of 12 numbers, map_from_lidar.")] = None,
 ) -> None:
     """Take frames of a drive as queries; give them to `map build --hold-out` and to `evaluate`."""
@@ -35,8 +41,8 @@ def queries_from_kitti(
 @queries_app.command("from-rgbd")
 def queries_from_rgbd(
     recording: Annotated[Path, typer.Argument(help="An RGB-D directory in the layout of 7-Scenes.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers, joined by commas.")],
+    out: QueriesOut,
+    frames: Frames,
     camera: Annotated[Path | None, typer.Option(help="Calibration of its depth camera, as for the map.")] = None,
     colour_camera: Annotated[
         Path | None, typer.Option(help="Calibration of its colour camera, where it is not that of depth.")
@@ -57,13 +63,13 @@ def queries_from_rgbd(
 @queries_app.command("from-bag")
 def queries_from_bag(
     bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images and scans.")],
-    out: Annotated[Path, typer.Option(help="The directory of queries to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers of images, joined by commas.")],
+    out: QueriesOut,
+    frames: Frames,
     poses: Annotated[Path | None, typer.Option(help="As for the map; by LiDAR odometry: what it left there.")] = None,
     points_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
     pose_topic: Annotated[str, typer.Option(help="As for the map.")] = "",
     image_topic: ImageTopic = "",
-    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
+    camera: BagCamera = None,
     lidar_from_camera: LidarFromCamera = "",
 ) -> None:
     """Take images of a bag as queries, counted as they come on their topic; of those asked for, the ones with a
@@ -83,9 +89,9 @@ def queries_from_bag(
 
 @bag_app.command("from-kitti")
 def bag_from_kitti(
-    drive: Annotated[Path, typer.Argument(help="A KITTI raw drive.")],
+    drive: Drive,
     out: Annotated[Path, typer.Option(help="The bag directory to make.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
+    frames: SomeFrames = "",
     storage: Annotated[str, typer.Option(help="mcap or sqlite3.")] = "mcap",
 ) -> None:
     """Write a drive as a ROS 2 bag: images, camera_info, points, TF, with the drive's own times."""
@@ -101,9 +107,9 @@ def bag_from_kitti(
 def bag_images(
     bag: Annotated[Path, typer.Argument(help="A ROS 2 bag with images; nothing else need be in it.")],
     out: Annotated[Path, typer.Option(help="The directory to make: images/, camera.yaml, stamps.txt.")],
-    frames: Annotated[str, typer.Option(help="first:stop:step and single numbers; all by default.")] = "",
+    frames: SomeFrames = "",
     image_topic: ImageTopic = "",
-    camera: Annotated[Path | None, typer.Option(help="Calibration of the camera, where no camera_info is.")] = None,
+    camera: BagCamera = None,
 ) -> None:
     """Take images and calibration out of a bag, as files for `localize`."""
     from ep2ploc_core.datasets.bag_images import ImageMessages, write_images

@@ -91,6 +91,8 @@ def test_a_refinement_that_leads_away_makes_the_pose_doubtful_and_landmarks_are_
     assert found.status == "refused" and "leads away" in found.reason
     assert found.refinement is not None and "left the surroundings" in found.refinement.given_up
     np.testing.assert_array_equal(found.candidate, plain.candidate)
+    assert found.num_inliers == plain.num_inliers
+    assert found.evidence is not None and found.evidence.likeness == found.refinement.likeness_before
     asked = localize(site, network, landmarks=True)
     assert asked.status == "ok" and asked.evidence is not None and asked.evidence.landmarks is not None
     assert se3.pose_error(asked.map_from_camera, site.truth)[0] < 0.1
