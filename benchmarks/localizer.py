@@ -7,9 +7,10 @@ Without a map: on a synthetic street that it makes and maps itself, with the wei
 to 2 m and 10 degrees off, or a `--share` of that. Where the map has landmarks, the time without asking them, as for a
 pose that is sure, and with, as for the second and further ones of a run of images that are not: their landmarks are
 looked for, by a thread beside the `--threads`, while the network works, so the two stages in brackets are not part of
-the whole. Medians over the images, after two that are not counted; a stage of both passes has two numbers. `whole,
-own time` is the process's own time, of all its threads: where, without landmarks and on one thread, the whole takes
-much longer, something else was using the machine. What happens between the stages is in `rest`.
+the whole. Medians over the images, after two that are not counted; a stage of both passes has two numbers, and the
+choice of points and the alignment one more for the sharpening. `whole, own time` is the process's own time, of all its
+threads: where, without landmarks and on one thread, the whole takes much longer, something else was using the machine.
+What happens between the stages is in `rest`.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
-from itertools import product
+from itertools import product, zip_longest
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -36,6 +37,7 @@ from support.table import show_table  # beside this benchmark
 import ep2ploc_core.landmarks.sighting
 import ep2ploc_core.matcher
 from ep2ploc_core import se3
+from ep2ploc_core.aligner import Aligner
 from ep2ploc_core.datasets.kitti import KittiDrive
 from ep2ploc_core.datasets.queries import Queries, write_queries
 from ep2ploc_core.datasets.sampling import draw_start
@@ -103,7 +105,7 @@ def measure(localizer: Localizer, queries: Queries, images: int, share: float) -
         (Matcher, "decide", "single matches"),
         (localizer, "_conclude", "score"),
         (localizer.network, "dense_features", "dense features"),
-        (localizer, "_align", "alignment"),
+        (Aligner, "_align", "alignment"),
         (ep2ploc_core.landmarks.sighting, "detect", BESIDE[0]),
         (localizer.landmark_finder, "find", BESIDE[1]),
         (LandmarkSearch, "result", "waiting for landmarks"),
@@ -127,7 +129,7 @@ def measure(localizer: Localizer, queries: Queries, images: int, share: float) -
             ("undistort, resize", "image encoder"), ("choice of points", "IPR"), ("alignment", "dense features"),
         ):  # fmt: skip
             calls[outer] = [
-                total - part for total, part in zip(calls.get(outer, []), calls.get(inner, []), strict=False)
+                total - part for total, part in zip_longest(calls.get(outer, []), calls.get(inner, []), fillvalue=0.0)
             ]
         calls["rest"] = [1000 * whole - sum(sum(calls[stage]) for stage in calls if stage not in BESIDE)]
         calls["whole"], calls["whole, own time"] = [1000 * whole], [1000 * own]

@@ -240,8 +240,9 @@ class Camera:
             raise InputError(f"The camera file {path} cannot be used: {error}") from error
         except (OSError, yaml.YAMLError, LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
             reason = str(error).partition("\n")[0]
+            reason = f"it has no {reason}" if isinstance(error, KeyError) else f"{type(error).__name__}: {reason}"
             raise InputError(
-                f"The camera file {path} cannot be read ({type(error).__name__}: {reason}); "
+                f"The camera file {path} cannot be read ({reason}); "
                 "give the YAML that camera_calibration writes, or a KITTI calibration file."
             ) from error
 

@@ -63,7 +63,7 @@ def map_build(
     """Build a map from scans and poses, and encode it for localization."""
     from ep2ploc_core.map.build import BuildSettings, build_map
     from ep2ploc_core.map.point_map import check_replaceable
-    from ep2ploc_core.map.sources import mapping_images, open_source, with_estimated_poses
+    from ep2ploc_core.map.sources import mapping_images, open_source, reopen_source, with_estimated_poses
 
     check_replaceable(out)  # before anything long is begun
     held_out = _held_out(hold_out)
@@ -78,6 +78,11 @@ def map_build(
             scans = with_estimated_poses(everything, out, held_out, progress)
     if image_topic or lidar_from_camera or (camera and scans.describe()["kind"] == "ros2_bag"):
         mapping_images(scans)  # says what is wrong with these before the long work
+    if held_out:
+        recorded = len(reopen_source({**scans.describe(), "hold_out": None}))
+        console.print(f"{recorded - len(scans)} of {recorded} scans are held out, the queries' and their neighbours'.")
+        if len(scans) < recorded / 2:
+            console.print("So few are left that the map may not show the site; take fewer queries, farther apart.")
     with stage_bars() as report:
         point_map = build_map(scans, out, BuildSettings(voxel_size=voxel, thin_ghosts=thin_ghosts), report)
     console.print(
@@ -158,8 +163,9 @@ def localize(
     picture = read_image(image)
     lens = read_camera_file(camera, picture.shape[1], picture.shape[0])
     settings = LocalizerSettings(refine=refine, landmarks=landmarks, trace=bool(rerun))
-    localizer, point_map = open_localizer(map_path, checkpoint, device, settings, search=not prior)
     guess = _matrix(parse_pose(prior)) if prior else None
+    with console.status("opening the map and its network"):
+        localizer, point_map = open_localizer(map_path, checkpoint, device, settings, search=not prior)
     result = localizer.localize(picture, lens, guess)
     row = {"image": str(image), **result_row(result)}
     if json_out:
@@ -170,7 +176,7 @@ def localize(
         pose = result.map_from_camera
         write_image(draw_overlay(picture, lens, points, point_map.origin, pose, point_map.voxel_size), overlay)
     if rerun and result.refinement is not None:
-        write_alignment(rerun, result.refinement, picture, lens, point_map)
+        write_alignment(rerun, result.refinements, picture, lens, point_map)
     elif rerun:
         console.print(f"{rerun}: not written, since no pose was found that could be refined")
     console.print(_sentence(result))
@@ -242,6 +248,7 @@ def train(
         mapping_images(reopen_source(PointMap.open(site).info.source))
         schedule = replace(SITE_SCHEDULE, steps=steps)
         run_everywhere(adapt_to_site, choose_device(device), site, checkpoint, schedule)
+        console.print(f"{site}: adapted; its network is now {PointMap.open(site).checkpoint}, and `localize` uses it.")
         return
     assert config is not None
     settings = load_config(config, overrides or [])

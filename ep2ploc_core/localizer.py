@@ -10,13 +10,13 @@ from functools import partial
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from ep2ploc_core import se3
+from ep2ploc_core.aligner import Aligner
 from ep2ploc_core.camera import Camera
-from ep2ploc_core.datasets.sampling import start_sigma
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
+from ep2ploc_core.landmarks.lens_check import LensCheck
 from ep2ploc_core.landmarks.search import LandmarkSearch
 from ep2ploc_core.landmarks.sighting import Sighting
 from ep2ploc_core.landmarks.surroundings import RADIUS
@@ -25,20 +25,17 @@ from ep2ploc_core.localizer_settings import DEFAULT_SETTINGS, REFINEMENTS, Local
 from ep2ploc_core.map.place_index import PlaceIndex
 from ep2ploc_core.map.point_map import MapSource
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
-from ep2ploc_core.matcher import BROKEN, Matcher, Surroundings
-from ep2ploc_core.matching import Matches, Matching, Query, first_points, show_inliers
-from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc, PointView
+from ep2ploc_core.matcher import Matcher, Surroundings
+from ep2ploc_core.matching import Matches, Matching, Query, show_inliers
+from ep2ploc_core.model.ep2ploc import NOT_LEARNED, EP2PLoc
 from ep2ploc_core.model.image_input import prepare_image
 from ep2ploc_core.place_search import likely_places
-from ep2ploc_core.pose.alignment_trace import trace_alignment
 from ep2ploc_core.pose.belief import Evidence, belief
-from ep2ploc_core.pose.feature_alignment import AlignmentSettings, align_features
 from ep2ploc_core.pose.prior_box import share_of_box
 from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.se3 import fuse_poses, moved
 from ep2ploc_core.verdict import doubt, is_certain
 
-LEAST_SHOWN = 0.5  # share of the points that mapping images show; where it is less, points expect mere guesses
 CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that without cannot both be right
 
 
@@ -63,6 +60,7 @@ class Localizer:
         self.landmark_finder = LandmarkFinder()
         self._landmarks_thread = ThreadPoolExecutor(1, "landmarks")
         self._landmarks_wanted = False  # of the last image
+        self._lens: LensCheck | None = None  # of the last image's camera
 
     @property
     def settings(self) -> LocalizerSettings:
@@ -100,6 +98,8 @@ class Localizer:
         likely, self._landmarks_wanted = self._landmarks_wanted, False
         self.check_map()
         matcher = self.matcher_type(self.network, self.point_map, self.settings, self._encode(image, camera))
+        if self._lens is None or self._lens.camera != camera:
+            self._lens = LensCheck(camera)
         if prior is not None:
             found = self._localize_from(matcher, prior, None, likely)
         else:
@@ -107,6 +107,9 @@ class Localizer:
                 found = _refused(place) if isinstance(place, str) else self._localize_from(matcher, *place, likely=True)
                 if found.status == "ok":
                     break
+        found.focal_ratio = self._lens.ratio
+        if self._lens.complaint:
+            _refuse(found, self._lens.complaint)
         found.seconds = time.perf_counter() - begin
         return found
 
@@ -115,7 +118,7 @@ class Localizer:
         around = matcher.around(prior)
         if len(around.points) < self.settings.least_points:
             return _refused(f"the map has only {len(around.points)} points around the prior pose")
-        if self.settings.refine == "align_first" and margin is None:
+        if self.settings.refine == "align_first" and margin is None and not self._doubts_lens:
             found = self._follow(matcher, around)
             if found is not None:
                 return found
@@ -129,13 +132,13 @@ class Localizer:
                 return _refused("too few map points are visible from where the camera should be")
             passes.append(matching)
             guess = matching.map_from_camera
-        found = self._refine(matcher, passes, around.origin, margin)
+        found = self._refine(matcher, around, passes, margin)
         self._landmarks_wanted = self._wants_landmarks(found, prior)
         if self._landmarks_wanted:
             found = self._ask_landmarks(matcher, around, landmarks, found, prior)
-        found.reason = self._doubt(found, prior)
-        if found.reason:
-            found.status, found.map_from_camera, found.covariance = "refused", None, None
+        reason = self._doubt(found, prior)
+        if reason:
+            _refuse(found, reason)
         return found
 
     def check_map(self) -> None:
@@ -154,35 +157,57 @@ class Localizer:
         return Query(features, shown.camera, shown.intrinsics, scale, Sighting(image, camera))
 
     def _refine(
-        self, matcher: Matcher, passes: list[Matching], origin: np.ndarray, margin: float | None
+        self, matcher: Matcher, around: Surroundings, passes: list[Matching], margin: float | None
     ) -> Localization:
-        """The pose of the last pass, refined by feature alignment where that is asked for: what each of the two tells
-        counts by its covariance, since where features tell little alignment wanders."""
-        first, last = passes[0], passes[-1]
+        """The pose of the last pass, refined by feature alignment where that is asked for. What search and alignment
+        tell counts by their covariances, since where features tell little alignment wanders; from the pose of the two
+        together the finest features lead on alone."""
+        first, last, settings = passes[0], passes[-1], self.settings
         matches = matcher.decide(last.view, last.scores)
-        found = self._conclude(matcher, last, matches, float(first.covariance[:3, :3].trace().sqrt()), origin, margin)
-        if not self._is_to_be_aligned(last.view):
+        found = self._conclude(
+            matcher, last, matches, float(first.covariance[:3, :3].trace().sqrt()), around.origin, margin
+        )
+        aligner = Aligner(matcher)
+        if not aligner.is_wanted(last.view):
             return found
-        view = replace(last.view, camera_from_map=se3.inverse(last.map_from_camera)[None])
-        farthest = self.settings.passes[-1].scale
-        refinement = self._align("search", matcher.query, view, last.map_from_camera, self.settings.alignment, farthest)
         assert found.map_from_camera is not None and found.covariance is not None
         assert isinstance(found.evidence, Evidence)
-        aligned = refinement.covariance * self.settings.covariance_scale
-        pose, covariance = fuse_poses(
-            moved(found.map_from_camera, -origin), found.covariance, refinement.poses[-1], aligned
+        searched = found.covariance
+        aligned = aligner.align(around, last)
+        fused = fuse_poses(
+            found.map_from_camera, searched, aligned.poses[-1], aligned.covariance * settings.covariance_scale
         )
-        agreeing = matcher.agreeing(matches, pose)
+        self._take(matcher, around, matches, found, aligned, *fused)
+        sharpened = aligner.sharpen(around, found.map_from_camera)
+        if sharpened is not None:
+            pose = sharpened.poses[-1]
+            fused = fuse_poses(pose, searched, pose, sharpened.covariance * settings.covariance_scale)
+            self._take(matcher, around, matches, found, sharpened, *fused)
+        if aligner.is_shown(last.view):  # else it is not known what likeness means
+            evidence = replace(found.evidence, likeness=aligned.likeness, least_likeness=aligned.least_likeness)
+            found = replace(found, evidence=evidence, belief=belief(evidence))
+        return replace(found, refinement=aligned, sharpening=sharpened)
+
+    def _take(
+        self,
+        matcher: Matcher,
+        around: Surroundings,
+        matches: Matches,
+        found: Localization,
+        refinement: Refinement,
+        map_from_camera: np.ndarray,
+        covariance: np.ndarray,
+    ) -> None:
+        """Moves what was found to a refined pose, unless the refinement was given up, or is now, since fewer matches
+        agree with the pose."""
+        agreeing = matcher.agreeing(matches, moved(map_from_camera, -around.origin))
         if not refinement.given_up and agreeing.sum() < self.settings.least_inliers_kept * found.num_inliers:
             refinement.given_up = "fewer matches agree with its pose"
-        if not refinement.given_up:
-            found.map_from_camera = found.candidate = moved(pose, origin)
-            found.covariance = covariance * self.settings.fused_scale
-            show_inliers(found, matches, agreeing, matcher.query, origin)
-        if self._is_shown(last.view):  # else it is not known what likeness means
-            evidence = replace(found.evidence, likeness=refinement.likeness, least_likeness=refinement.least_likeness)
-            found = replace(found, evidence=evidence, belief=belief(evidence))
-        return replace(found, refinement=refinement.moved(origin))
+        if refinement.given_up:
+            return
+        found.map_from_camera = found.candidate = map_from_camera
+        found.covariance = covariance * self.settings.fused_scale + _common(self.settings.aligned_sigma)
+        show_inliers(found, matches, agreeing, matcher.query, around.origin)
 
     def _landmark_search(self, query: Query, prior: np.ndarray, begun: bool) -> LandmarkSearch:
         """The search for landmarks around a prior `(4, 4)`; begun: by the thread, where they are to be asked at all."""
@@ -192,12 +217,17 @@ class Localizer:
             search.begin(self._landmarks_thread)
         return search
 
+    @property
+    def _doubts_lens(self) -> bool:
+        """Whether landmarks still have to tell that the camera is as it is said to be."""
+        return self.settings.landmarks and self._lens is not None and self._lens.is_open
+
     def _wants_landmarks(self, found: Localization, prior: np.ndarray) -> bool:
         """Whether landmarks are to be asked: they take longer than all else, so not for a pose that is sure."""
         evidence = found.evidence
         assert isinstance(evidence, Evidence) and found.covariance is not None
-        unsure = math.sqrt(found.covariance[:3, :3].trace()) > self.settings.sure_sigma
-        return self.settings.landmarks and (evidence.margin is not None or unsure or bool(self._doubt(found, prior)))
+        unsure = evidence.margin is not None or math.sqrt(found.covariance[:3, :3].trace()) > self.settings.sure_sigma
+        return self.settings.landmarks and (self._doubts_lens or unsure or bool(self._doubt(found, prior)))
 
     def _ask_landmarks(
         self, matcher: Matcher, around: Surroundings, search: LandmarkSearch, found: Localization, prior: np.ndarray
@@ -207,6 +237,8 @@ class Localizer:
         where they give no pose, or where it alone is not in doubt, and the other is, or contradicts it and is less
         likely to be right."""
         seen = search.result()
+        assert self._lens is not None
+        self._lens.learn(seen, matcher.query.sighting.camera)
         if seen is None:
             return found
         assert found.map_from_camera is not None and isinstance(found.evidence, Evidence)
@@ -218,7 +250,7 @@ class Localizer:
         matching = matcher.match(around, guess, self.settings.passes[-1], by_parts=True)
         if matching is None:
             return found
-        again = self._refine(matcher, [matching], around.origin, found.evidence.margin)
+        again = self._refine(matcher, around, [matching], found.evidence.margin)
         together = self._count_together(matcher, again, seen, found.evidence.spread)
         if together is None:  # the network says otherwise, and the two are not reconciled
             return found
@@ -248,7 +280,7 @@ class Localizer:
             found,
             map_from_camera=pose,
             candidate=pose,
-            covariance=covariance + np.diag(np.repeat(self.settings.landmarks_sigma, 3) ** 2),
+            covariance=covariance + _common(self.settings.landmarks_sigma),
             num_inliers=int(kept.sum()),
             points_map=found.points_map[kept],
             pixels=found.pixels[kept],
@@ -259,32 +291,12 @@ class Localizer:
     def _doubt(self, found: Localization, prior: np.ndarray) -> str:
         return doubt(found, prior, self.settings, unit_of(self.point_map.voxel_size))
 
-    def _is_to_be_aligned(self, view: PointView) -> bool:
-        """Whether the pose found from these points is to be refined; "auto" leaves it where no images made the map."""
-        if self.settings.refine == "none" or self.network.alignment_head is None:
-            return False
-        return self.settings.refine != "auto" or self._is_shown(view)
-
-    def _is_shown(self, view: PointView) -> bool:
-        """Whether mapping images show most of the points."""
-        assert self.network.alignment_head is not None
-        known = self.network.alignment_head.known(view.appearance)
-        return known is not None and float(known.float().mean()) > LEAST_SHOWN
-
     def _follow(self, matcher: Matcher, around: Surroundings) -> Localization | None:
-        """The prior refined by feature alignment alone; None where that is not certain to be right, or where images do
-        not show what the points look like: then nothing could tell."""
+        """The prior refined by feature alignment alone; None where that is not certain to be right."""
         settings = self.settings
-        stage = replace(settings.passes[-1], points=settings.alignment_points)
-        view = matcher.view(around, around.guess, stage)
-        if view is None or not self._is_shown(view):
+        refinement = Aligner(matcher).follow(around)
+        if refinement is None or not is_certain(refinement, settings):
             return None
-        refinement = self._align(
-            "prior", matcher.query, view, around.guess, settings.following, settings.greatest_distance
-        )
-        if not is_certain(refinement, settings):
-            return None
-        refinement = refinement.moved(around.origin)
         return Localization(
             status="ok",
             map_from_camera=refinement.poses[-1],
@@ -298,20 +310,6 @@ class Localizer:
             points_map=refinement.points_map,
             pixels=refinement.pixels,
         )
-
-    def _align(
-        self, of: str, query: Query, view: PointView, start: Tensor, settings: AlignmentSettings, farthest: float
-    ) -> Refinement:
-        """Aligns the features of a view's points from a pose `(4, 4)`, by no more than `farthest` times START_RANGE."""
-        view = first_points(view, self.settings.alignment_points)
-        dense = self.network.dense_features(query.features)
-        levels = self.network.align_to(dense, torch.zeros(1, dtype=torch.long, device=self.device), view)
-        prior = torch.from_numpy(start_sigma(1.0)).float().to(self.device)
-        found = align_features(levels, view.xyz, start[None], query.intrinsics, settings, prior)
-        if found.covariance is None:
-            raise CheckpointError(BROKEN)
-        trace = trace_alignment(levels, view.xyz, query.intrinsics, found) if self.settings.trace else None
-        return Refinement.of_alignment(of, found, view.xyz, query.scale, farthest, trace)
 
     def _conclude(
         self,
@@ -348,6 +346,17 @@ class Localizer:
         )
         show_inliers(found, matches, agreeing, matcher.query, origin)
         return found
+
+
+def _common(sigma: tuple[float, float]) -> np.ndarray:
+    """The covariance `(6, 6)` of what all that was seen errs by together: standard deviations of position (each axis)
+    and rotation."""
+    return np.diag(np.repeat(sigma, 3) ** 2)
+
+
+def _refuse(found: Localization, reason: str) -> None:
+    """Takes back a pose that was found, and says why."""
+    found.status, found.reason, found.map_from_camera, found.covariance = "refused", reason, None, None
 
 
 def _refused(reason: str) -> Localization:

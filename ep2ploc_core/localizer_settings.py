@@ -67,8 +67,10 @@ class LocalizerSettings:
     prior by more than the box), loses more than a tenth of the points out of the image, or has less than
     `least_inliers_kept` of the single matches agree that agreed before. (One that moves it too far makes the pose
     doubted, unless landmarks confirm it.) Else it counts as much as its covariance says, and the search as much as its
-    own; `fused_scale` makes up for both being of one image, `followed_scale` for points of a pose that alignment alone
-    found erring together. `trace`: every step is kept, to be looked at.
+    own. Where that leads `sharpening` begins, by the finest features of `sharpening_points`, and is given up for the
+    same reasons. `fused_scale` makes up for search and alignment being of one image; what all points err by together,
+    `aligned_sigma` of position (each axis) and rotation, is added. `followed_scale` makes up for points of a pose that
+    alignment alone found erring together. `trace`: every step is kept, to be looked at.
     """
 
     radius: float = 60.0
@@ -96,15 +98,18 @@ class LocalizerSettings:
     more_score_landmarks: float = -0.1
     enough_landmarks: int = 40
     unrivalled_landmarks: int = 60
-    sure_sigma: float = 0.2
+    sure_sigma: float = 0.16
     landmarks_scale: float = 25.0
     landmarks_sigma: tuple[float, float] = (0.06, 0.002)
     refine: str = "auto"
     alignment_points: int = 512
     least_inliers_kept: float = 0.8
-    fused_scale: float = 2.5
+    fused_scale: float = 1.5
+    aligned_sigma: tuple[float, float] = (0.04, 0.002)
     followed_scale: float = 2.5
     alignment: AlignmentSettings = field(default_factory=AlignmentSettings)
+    sharpening_points: int = 1024
+    sharpening: AlignmentSettings = field(default_factory=lambda: AlignmentSettings(iterations=4, lengths=(3.0,)))
     following: AlignmentSettings = field(default_factory=lambda: AlignmentSettings(iterations=3))
     trace: bool = False
     visibility: VisibilitySettings = field(default_factory=lambda: VisibilitySettings(margin=0.15))

@@ -10,6 +10,7 @@ from torch import Tensor
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.landmarks.sighting import Sighting
 from ep2ploc_core.localization import Localization
+from ep2ploc_core.model.alignment_head import DenseFeatures
 from ep2ploc_core.model.ep2ploc import ImageFeatures, PointView
 from ep2ploc_core.model.patch_classifier import PatchScores
 from ep2ploc_core.pose.jackknife import Jackknife
@@ -17,14 +18,15 @@ from ep2ploc_core.pose.jackknife import Jackknife
 
 @dataclass
 class Query:
-    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image; and as
-    landmarks are looked for in it."""
+    """An image as the network sees it: features, the pinhole of that size, the scale back to the given image; as
+    landmarks are looked for in it; and, once a pose was refined, `dense` features."""
 
     features: ImageFeatures
     camera: Camera
     intrinsics: Tensor
     scale: np.ndarray
     sighting: Sighting
+    dense: list[DenseFeatures] | None = None
 
 
 @dataclass

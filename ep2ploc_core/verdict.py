@@ -36,8 +36,8 @@ def doubt(found: Localization, prior: np.ndarray, settings: LocalizerSettings, u
         return f"the image shows little of what the map's points look like (likeness {evidence.likeness:.2f})"
     if evidence.margin == UNRIVALLED and (evidence.landmarks or 0) < settings.unrivalled_landmarks:
         return f"only {evidence.landmarks or 0} landmarks tell the place, which may look like another"
-    refinement = None if evidence.likeness is None else found.refinement  # without, alignment wanders and tells nothing
-    if evidence.landmarks is None and refinement is not None and refinement.led_away:
+    refinements = found.refinements if evidence.likeness is not None else []  # without, alignment wanders
+    if evidence.landmarks is None and any(one.led_away for one in refinements):
         return "feature alignment leads away from the pose that fits the matches best"
     if evidence.landmarks is None and evidence.spread > settings.greatest_sigma:
         return f"several poses are possible, {evidence.spread * unit:.2g} m apart"

@@ -8,8 +8,10 @@
 | seconds                                  | what the last image took to localize                                     |
 | matches, inliers, score, belief          | of the last image                                                        |
 | landmarks                                | of the last image: features that show one; empty where they gave no pose |
+| focal_ratio                              | by what share of its focal length landmarks fit the camera: 1.00, or not |
 | refinement                               | of the last image: none, taken and what it cost, or given up and why      |
-| refinements_given_up                     | of all that were tried, since the node started                           |
+| sharpening                               | the same of that by the finest features, which follows                   |
+| refinements_given_up                     | of all of both that were tried, since the node started                   |
 | last_refusal, refused_in_a_row           | why an image was refused the last time, and how many were since a pose   |
 | images_received, images_dropped          | dropped: replaced by a newer one before its turn came                    |
 | messages_rejected, last_rejected         | messages of any topic that could not be used, and why                    |
@@ -31,7 +33,6 @@ from rclpy.node import Node
 
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.pose.belief import Evidence
-from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.tracker import State, Tracker
 from ep2ploc_ros.health import ERROR, OK, WARN, Health
 from ep2ploc_ros.inbox import Inbox
@@ -54,8 +55,9 @@ class LocalizerHealth(Health):
         self._unanswered: deque[int] = deque(maxlen=_UNANSWERED)
         self.note(state=State.INITIALIZING.value, latency_seconds="no pose yet", last_refusal="none")
         self.note(image_stamp=0, refused_in_a_row=0, seconds="", matches="", inliers="", score="", belief="")
-        self.note(landmarks="")
-        self.note(camera_info_frame="", unanswered_stamps="", refinement="none", refinements_given_up="0 of 0")
+        self.note(landmarks="", focal_ratio="")
+        self.note(camera_info_frame="", unanswered_stamps="", refinement="none")
+        self.note(sharpening="none", refinements_given_up="0 of 0")
 
     def watch_submaps(self, submaps: SubmapClient) -> None:
         """Has the age of the submap told too."""
@@ -103,8 +105,9 @@ class LocalizerHealth(Health):
             score=f"{evidence.score:.3f}" if evidence else "",
             landmarks=evidence.landmarks if evidence and evidence.landmarks is not None else "",
             belief=f"{found.belief:.3f}",
+            focal_ratio="" if found.focal_ratio is None else f"{found.focal_ratio:.3f}",
         )
-        self._tell_refinement(found.refinement)
+        self._tell_refinements(found)
         if found.reason:
             self.note(last_refusal=found.reason)
         if believed:
@@ -121,12 +124,12 @@ class LocalizerHealth(Health):
         else:
             self.report(WARN, f"Image refused: {found.reason}")
 
-    def _tell_refinement(self, refinement: Refinement | None) -> None:
-        if refinement is not None:
-            self._refined += 1
-            self._given_up += bool(refinement.given_up)
+    def _tell_refinements(self, found: Localization) -> None:
+        self._refined += len(found.refinements)
+        self._given_up += sum(bool(one.given_up) for one in found.refinements)
         self.note(
-            refinement="none" if refinement is None else refinement,
+            refinement=found.refinement or "none",
+            sharpening=found.sharpening or "none",
             refinements_given_up=f"{self._given_up} of {self._refined}",
         )
 

@@ -121,7 +121,10 @@ class BagSource:
         """All images whose pose is known, however close together, and held out or not. Raises InputError with the
         reason where there is none. The first time the topic is read once."""
         if self._path is None:
-            raise InputError(f"{self.path} has no poses, so it is not known where its images were taken.")
+            raise InputError(
+                f"{self.path} has no poses, so it is not known where its images were taken; give them with --poses: "
+                "those that `map build` finds by LiDAR odometry stay beside its map, in MAP.poses.txt."
+            )
         messages, lidar = self._messages, self._clouds.frame
         lidar_from_camera = np.full((len(messages.stamps), 4, 4), np.nan)
         if self.lidar_from_camera is None and messages.frame != lidar:  # one frame for both is that of neither

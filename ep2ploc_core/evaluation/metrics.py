@@ -79,9 +79,10 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     summary["calibration"] = calibrate(rows)
     positions = summary["calibration"]["position"]["observed"]
     summary["in_own_90_percent_ellipsoid"] = positions and positions[LEVELS.index(0.9)]
-    refined = [row["refinement"] for row in rows if row.get("refinement")]
-    summary["refinements"] = len(refined)
-    summary["refinements_given_up"] = sum(bool(one["given_up"]) for one in refined)
+    for kind in ("refinement", "sharpening"):
+        tried = [row[kind] for row in rows if row.get(kind)]
+        summary[f"{kind}s"] = len(tried)
+        summary[f"{kind}s_given_up"] = sum(bool(one["given_up"]) for one in tried)
     summary["median_seconds"] = _median(_values(rows, "seconds"))
     return summary
 

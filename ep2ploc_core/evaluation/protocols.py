@@ -139,6 +139,8 @@ def result_row(result: Localization) -> dict[str, Any]:
         "belief": round(result.belief, 4),
         "evidence": None if result.evidence is None else _evidence_row(result.evidence),
         "refinement": None if result.refinement is None else _refinement_row(result.refinement),
+        "sharpening": None if result.sharpening is None else _refinement_row(result.sharpening),
+        "focal_ratio": None if result.focal_ratio is None else round(result.focal_ratio, 4),
         "reason": result.reason,
         "seconds": round(result.seconds, 4),
     }

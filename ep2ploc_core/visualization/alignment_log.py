@@ -1,5 +1,6 @@
 """A recording of one refinement by feature alignment for the rerun viewer, as PixLoc's viewer shows it: on the timeline
-`step` the pose that the search found is 0, and each step of the alignment is one further.
+`step` the pose that the search found is 0, and each step of the alignment is one further; where it was sharpened by the
+finest features, a second start and its steps come after.
 
 | entity                  | what                                                                                   |
 |-------------------------|----------------------------------------------------------------------------------------|
@@ -10,7 +11,7 @@
 | `image`, `image/points` | the image, undistorted, and the points where the pose puts them                        |
 | `confidence/N`          | where the image's features of level N are to be relied on, black 0, white 1            |
 | `log`                   | a line per step: level, way, how unlike points and image are                           |
-| `log/outcome`           | what came of it: taken, or given up and why                                            |
+| `log/outcome`           | what came of each of the two: taken, or given up and why                               |
 
 Points are the larger the more they weigh, and coloured from blue, as the point expects it, over green to red, as unlike
 as chance.
@@ -39,18 +40,19 @@ _LEAST, _MOST = 1.5, 4.5  # radii on the screen, of points that weigh 0 and 1
 _DARKEST, _BRIGHTEST = 20, 240  # of 255: the colour map's ends are too dark to be seen
 
 
-def write_alignment(path: Path, refinement: Refinement, image: np.ndarray, camera: Camera, point_map: PointMap) -> None:
-    """Writes the recording of a refinement that was traced, of an image `(H, W, 3)` uint8 RGB. Raises InputError
-    without rerun."""
-    trace, poses = refinement.trace, refinement.poses
-    assert trace is not None
-    with AlignmentLog(path, point_map.origin, point_map.voxel_size, len(trace.strides)) as log:
-        log.log_map(point_map.query(poses[0, :3, 3], _AROUND * unit_of(point_map.voxel_size)))
-        log.log_confidence(trace)
+def write_alignment(
+    path: Path, refinements: list[Refinement], image: np.ndarray, camera: Camera, point_map: PointMap
+) -> None:
+    """Writes the recording of refinements that were traced, one after the other, of an image `(H, W, 3)` uint8 RGB; the
+    first is of all levels. Raises InputError without rerun."""
+    first = refinements[0]
+    assert first.trace is not None
+    with AlignmentLog(path, point_map.origin, point_map.voxel_size, len(first.trace.strides)) as log:
+        log.log_map(point_map.query(first.poses[0, :3, 3], _AROUND * unit_of(point_map.voxel_size)))
+        log.log_confidence(first.trace)
         log.log_image(0, image, camera)
-        for step in range(len(poses)):
-            log.log_step(step, poses, trace)
-        log.log_outcome(len(poses) - 1, refinement)
+        for refinement in refinements:
+            log.log_refinement(refinement)
 
 
 class AlignmentLog(RerunLog):
@@ -59,6 +61,7 @@ class AlignmentLog(RerunLog):
     def __init__(self, path: Path | str, origin: np.ndarray, voxel_size: float, levels: int) -> None:
         """As RerunLog; levels: of the pyramid of features."""
         self._levels = levels
+        self._way: list[np.ndarray] = []  # of the camera so far
         super().__init__(path, origin, voxel_size)
 
     def log_confidence(self, trace: AlignmentTrace) -> None:
@@ -67,12 +70,20 @@ class AlignmentLog(RerunLog):
             shown = self._rerun.Image((confidence * 255).round().astype(np.uint8), color_model="L")
             self._stream.log(f"confidence/{level}", shown, static=True)
 
-    def log_step(self, step: int, poses: np.ndarray, trace: AlignmentTrace) -> None:
-        """The pose that a step led to, of `poses` `(K + 1, 4, 4)`, and what the points met in the image from there."""
-        rerun = self._rerun
-        self.log_pose(step, poses[step], text=_in_words(step, poses, trace))
-        way = [poses[: step + 1, :3, 3] - self._origin]
-        self._stream.log("world/path", rerun.LineStrips3D(way, radii=self._on_screen(1.0)))
+    def log_refinement(self, refinement: Refinement) -> None:
+        """The start and the steps of a refinement, behind all that was logged before, and what came of it."""
+        for step in range(len(refinement.poses)):
+            self._log_step(refinement, step)
+        level = self._rerun.TextLogLevel.WARN if refinement.given_up else self._rerun.TextLogLevel.INFO
+        self._stream.log("log/outcome", self._rerun.TextLog(str(refinement), level=level))
+
+    def _log_step(self, refinement: Refinement, step: int) -> None:
+        """The pose that a step led to, and what the points met in the image from there."""
+        rerun, trace, pose = self._rerun, refinement.trace, refinement.poses[step]
+        assert trace is not None
+        self.log_pose(len(self._way), pose, text=_in_words(refinement.of, step, refinement.poses, trace))
+        self._way.append(pose[:3, 3] - self._origin)
+        self._stream.log("world/path", rerun.LineStrips3D([self._way], radii=self._on_screen(1.0)))
         inside = trace.inside[step]
         colors = _unlike_colors(trace.unlike[step][inside])
         radii = [self._on_screen(_LEAST + (_MOST - _LEAST) * weight) for weight in trace.weight[step][inside]]
@@ -80,12 +91,6 @@ class AlignmentLog(RerunLog):
         self._stream.log("world/points", rerun.Points3D(places, colors=colors, radii=radii))
         # rerun counts pixels from the image's corner.
         self._stream.log("image/points", rerun.Points2D(trace.pixels[step][inside] + 0.5, colors=colors, radii=radii))
-
-    def log_outcome(self, step: int, refinement: Refinement) -> None:
-        """What came of it, beside the last step."""
-        self._at(step)
-        level = self._rerun.TextLogLevel.WARN if refinement.given_up else self._rerun.TextLogLevel.INFO
-        self._stream.log("log/outcome", self._rerun.TextLog(str(refinement), level=level))
 
     def _at(self, stamp: int) -> None:
         self._stream.set_time(TIMELINE, sequence=stamp)
@@ -120,12 +125,13 @@ class AlignmentLog(RerunLog):
         )
 
 
-def _in_words(step: int, poses: np.ndarray, trace: AlignmentTrace) -> str:
+def _in_words(of: str, step: int, poses: np.ndarray, trace: AlignmentTrace) -> str:
     """The line of the log for a step."""
     level = trace.level_of[step]
     inside, weight = trace.inside[step], trace.weight[step]
     unlike = (weight * trace.unlike[step]).sum() / max(weight.sum(), 1e-6)
-    where = f"level {level + 1} of {len(trace.strides)}, {trace.strides[level]} pixels a cell"
+    name = "sharpened" if of == "alignment" else f"level {level + 1} of {len(trace.strides)}"
+    where = f"{name}, {trace.strides[level]} pixels a cell"
     said = f"{inside.sum()} of {len(inside)} points in the image, unlike by {unlike:.3f}"
     if step == 0:
         return f"start; {where}: {said}"

@@ -97,8 +97,8 @@ def _localized(place: Path, trace: bool) -> Localization:
 
 def test_each_step_of_the_alignment_is_one_of_the_timeline(row_and_recording: tuple[dict[str, Any], Any]) -> None:
     row, recording = row_and_recording
-    steps = list(range(row["refinement"]["iterations"] + 1))
-    assert len(steps) > 3
+    steps = list(range(row["refinement"]["iterations"] + 1 + row["sharpening"]["iterations"] + 1))
+    assert len(steps) > 5
     for entity, component in (
         ("/world/camera", "Transform3D:translation"),
         ("/world/points", "Points3D:positions"),
@@ -132,16 +132,22 @@ def test_log_names_the_level_of_each_step_and_what_came_of_it(
     place: Path, row_and_recording: tuple[dict[str, Any], Any]
 ) -> None:
     row, recording = row_and_recording
-    refinement = _localized(place, trace=True).refinement
-    assert refinement is not None and refinement.trace is not None
-    levels = refinement.trace.level_of
+    aligned, sharpened = _localized(place, trace=True).refinements
+    assert aligned.trace is not None and sharpened.trace is not None
+    levels = aligned.trace.level_of
     assert set(levels) == {0, 1} and (np.diff(levels) >= 0).all()
+    expected = [f"level {level + 1} of 2, {4 >> level} pixels a cell" for level in levels]
+    expected += ["sharpened, 2 pixels a cell"] * len(sharpened.poses)
     said = [text for (text,) in _rows(recording, "/log", "TextLog:text").values()]
-    for level, text in zip(levels, said, strict=True):
-        assert f"level {level + 1} of 2, {4 >> level} pixels a cell" in text
-    ((outcome,),) = _rows(recording, "/log/outcome", "TextLog:text").values()
-    assert outcome == str(refinement)
-    assert outcome.startswith("given up: " if row["refinement"]["given_up"] else "taken after ")
+    for words, text in zip(expected, said, strict=True):
+        assert words in text
+    outcomes = _rows(recording, "/log/outcome", "TextLog:text")
+    assert list(outcomes) == [len(levels) - 1, len(expected) - 1]
+    for (outcome,), refinement, name in zip(
+        outcomes.values(), (aligned, sharpened), ("refinement", "sharpening"), strict=True
+    ):
+        assert outcome == str(refinement)
+        assert outcome.startswith("given up: " if row[name]["given_up"] else "taken after ")
 
 
 def test_confidence_of_every_level_is_shown(row_and_recording: tuple[dict[str, Any], Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-import ep2ploc_core.localizer
+import ep2ploc_core.aligner
 import ep2ploc_core.matcher
 from ep2ploc_core import se3
 from ep2ploc_core.errors import CheckpointError, InputError
@@ -37,22 +37,53 @@ def localize(site, network: EP2PLoc, prior: np.ndarray | None = None, **changes:
     return localizer.localize(site.image, site.camera, site.prior if prior is None else prior)
 
 
-def test_what_is_shipped_aligns_and_the_pose_is_that_of_search_and_alignment_together(site, network: EP2PLoc) -> None:
+def test_what_is_shipped_aligns_and_sharpens_from_where_search_and_alignment_together_lead(
+    site, network: EP2PLoc
+) -> None:
     found = localize(site, network)
-    assert found.refinement is not None and not found.refinement.given_up, found.refinement
-    assert found.map_from_camera is not None and found.evidence is not None
+    aligned, sharpened = found.refinement, found.sharpening
+    assert aligned is not None and sharpened is not None and found.evidence is not None
+    assert not aligned.given_up and not sharpened.given_up, (aligned, sharpened)
+    assert found.map_from_camera is not None and found.covariance is not None
     metres, radians = se3.pose_error(found.map_from_camera, site.truth)
     assert metres < 0.2 and radians < np.radians(0.5)
-    assert found.evidence.likeness == found.refinement.likeness_after > found.refinement.likeness_before
+    assert found.evidence.likeness == aligned.likeness_after > aligned.likeness_before
     # The first of its poses is what there is without it.
     plain = localize(site, network, refine="none")
-    assert plain.refinement is None and plain.evidence is not None and plain.evidence.likeness is None
-    np.testing.assert_allclose(plain.map_from_camera, found.refinement.poses[0], atol=1e-5)
-    assert plain.covariance is not None and found.covariance is not None
-    aligned, scale = found.refinement.covariance * LENIENT.covariance_scale, LENIENT.fused_scale
-    pose, covariance = se3.fuse_poses(plain.map_from_camera, plain.covariance, found.refinement.poses[-1], aligned)
-    np.testing.assert_allclose(found.map_from_camera, pose, atol=1e-4)
-    np.testing.assert_allclose(found.covariance, covariance * scale, rtol=0.02, atol=1e-8)
+    assert plain.refinements == [] and plain.evidence is not None and plain.evidence.likeness is None
+    np.testing.assert_allclose(plain.map_from_camera, aligned.poses[0], atol=1e-5)
+    assert plain.covariance is not None
+    scaled = aligned.covariance * LENIENT.covariance_scale
+    pose, _ = se3.fuse_poses(plain.map_from_camera, plain.covariance, aligned.poses[-1], scaled)
+    np.testing.assert_allclose(sharpened.poses[0], pose, atol=1e-4)
+    np.testing.assert_allclose(found.map_from_camera, sharpened.poses[-1], atol=1e-12)
+    # Search and sharpening as if they had nothing to do with each other, made up for, and what all points err by.
+    scaled = sharpened.covariance * LENIENT.covariance_scale
+    together = np.linalg.inv(np.linalg.inv(plain.covariance) + np.linalg.inv(scaled))
+    common = np.diag(np.repeat(LENIENT.aligned_sigma, 3) ** 2)
+    np.testing.assert_allclose(found.covariance, together * LENIENT.fused_scale + common, rtol=0.02, atol=1e-8)
+
+
+def test_sharpening_looks_again_at_what_is_visible_by_finer_features_of_more_points(site, network: EP2PLoc) -> None:
+    found = localize(site, network, trace=True)
+    aligned, sharpened = found.refinement, found.sharpening
+    assert aligned is not None and aligned.trace is not None and sharpened is not None and sharpened.trace is not None
+    assert aligned.trace.strides == [4, 2] and sharpened.trace.strides == [2]
+    counts = [len(one.trace.points_map) for one in (aligned, sharpened)]
+    assert counts[0] <= LENIENT.alignment_points < counts[1] <= LENIENT.sharpening_points
+    assert sharpened.cost_after < sharpened.cost_before
+
+
+def test_what_sharpening_makes_worse_is_given_up_alone(site, network: EP2PLoc, monkeypatch: pytest.MonkeyPatch) -> None:
+    def worse_if_sharpened(levels: list, *arguments: object) -> Alignment:
+        found = align_features(levels, *arguments)
+        return found if len(levels) > 1 else replace(found, cost_after=found.cost_before * 1.001)
+
+    monkeypatch.setattr(ep2ploc_core.aligner, "align_features", worse_if_sharpened)
+    found = localize(site, network)
+    assert found.refinement is not None and not found.refinement.given_up
+    assert found.sharpening is not None and "less alike" in found.sharpening.given_up
+    np.testing.assert_allclose(found.map_from_camera, found.sharpening.poses[0], atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -68,7 +99,7 @@ def test_a_refinement_that_makes_things_worse_is_given_up(
     site, network: EP2PLoc, monkeypatch: pytest.MonkeyPatch, worse, complaint: str
 ) -> None:
     plain = localize(site, network, refine="none")
-    monkeypatch.setattr(ep2ploc_core.localizer, "align_features", lambda *args: worse(align_features(*args)))
+    monkeypatch.setattr(ep2ploc_core.aligner, "align_features", lambda *args: worse(align_features(*args)))
     found = localize(site, network)
     assert found.refinement is not None and complaint in found.refinement.given_up
     np.testing.assert_array_equal(found.map_from_camera, plain.map_from_camera)
@@ -86,7 +117,7 @@ def test_a_refinement_that_leads_away_makes_the_pose_doubtful_and_landmarks_are_
         return replace(found, track=[*found.track[:-1], moved])
 
     plain = localize(site, network, refine="none")
-    monkeypatch.setattr(ep2ploc_core.localizer, "align_features", lambda *args: away(align_features(*args)))
+    monkeypatch.setattr(ep2ploc_core.aligner, "align_features", lambda *args: away(align_features(*args)))
     found = localize(site, network)
     assert found.status == "refused" and "leads away" in found.reason
     assert found.refinement is not None and "left the surroundings" in found.refinement.given_up
@@ -131,4 +162,4 @@ def test_a_network_that_has_not_learned_it_says_so_or_does_without(site, network
         localize(site, older, refine="align")
     with pytest.raises(InputError, match="not known"):
         localize(site, older, refine="polish")
-    assert localize(site, older).refinement is None
+    assert localize(site, older).refinements == []

@@ -95,14 +95,15 @@ def test_refinements_are_counted_and_those_given_up_apart(listener) -> None:
         evidence=AlignmentEvidence(0.5, 0.2, 0.1, 0.05, 8), points_map=np.zeros((0, 3)), pixels=np.zeros((0, 2)),
     )  # fmt: skip
     given_up = replace(taken, given_up="it moved points out of the image", cost_before=0.4, cost_after=0.3)
-    for refinement, words, count in (
-        (given_up, "given up: it moved points out of the image", "1 of 1"),
-        (taken, "taken after 14 steps: cost 0.412 -> 0.385", "1 of 2"),
-        (None, "none", "1 of 2"),
-        (given_up, "given up: it moved points out of the image", "2 of 3"),
+    cost, outside = "taken after 14 steps: cost 0.412 -> 0.385", "given up: it moved points out of the image"
+    for aligned, sharpened, words, count in (
+        (given_up, None, (outside, "none"), "1 of 1"),
+        (taken, taken, (cost, cost), "1 of 3"),
+        (None, None, ("none", "none"), "1 of 3"),
+        (taken, given_up, (cost, outside), "2 of 5"),
     ):
-        health.settled(1, Localization("ok", refinement=refinement), Tracker(), False)
-        expected = {"refinement": words, "refinements_given_up": count}
+        health.settled(1, Localization("ok", refinement=aligned, sharpening=sharpened), Tracker(), False)
+        expected = {"refinement": words[0], "sharpening": words[1], "refinements_given_up": count}
         listener.wait(
             lambda expected=expected: expected.items() <= listener.values("counting").items(),
             meanwhile=lambda: rclpy.spin_once(node, timeout_sec=0),
