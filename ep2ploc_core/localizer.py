@@ -16,7 +16,7 @@ from ep2ploc_core.aligner import Aligner
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
-from ep2ploc_core.landmarks.lens_check import LensCheck
+from ep2ploc_core.landmarks.lens_check import LensCheck, fit_focal_ratio
 from ep2ploc_core.landmarks.search import LandmarkSearch
 from ep2ploc_core.landmarks.sighting import Sighting
 from ep2ploc_core.landmarks.surroundings import RADIUS
@@ -238,7 +238,7 @@ class Localizer:
         likely to be right."""
         seen = search.result()
         assert self._lens is not None
-        self._lens.learn(seen, matcher.query.sighting.camera)
+        self._lens.learn(None if seen is None else fit_focal_ratio(seen, matcher.query.sighting.camera))
         if seen is None:
             return found
         assert found.map_from_camera is not None and isinstance(found.evidence, Evidence)

@@ -98,9 +98,8 @@ class LensCheck:
             "calibrate the camera, or give the file that belongs to these images"
         )
 
-    def learn(self, found: LandmarkPose | None, pinhole: Camera) -> None:
-        """Takes in what the landmarks of an image, as this pinhole saw it, told of the pose, if they did."""
+    def learn(self, fitted: FocalRatio | None) -> None:
+        """Takes in what an image whose landmarks were looked for told, if it did."""
         self._asked += 1
-        fitted = None if found is None else fit_focal_ratio(found, pinhole)
         if fitted is not None and fitted.sigma <= self.greatest_sigma:
             self._told.append(math.log(fitted.ratio))

@@ -76,7 +76,7 @@ def test_one_wall_straight_ahead_tells_no_focal_length() -> None:
     fitted = fit_focal_ratio(found, TRUE)
     assert fitted is not None and fitted.sigma > LensCheck.greatest_sigma
     check = LensCheck(TRUE)
-    check.learn(found, TRUE)
+    check.learn(fitted)
     assert check.ratio is None and check.is_open and not check.complaint
 
 
@@ -94,7 +94,7 @@ def test_the_smaller_the_error_the_more_images_it_takes_to_be_sure(ratio: float,
     check, told = LensCheck(camera), []
     for _ in range(images):
         assert not told or not told[-1]
-        check.learn(landmarks(rng, camera, 4.0, 60.0), camera)
+        check.learn(fit_focal_ratio(landmarks(rng, camera, 4.0, 60.0), camera))
         told.append(check.complaint)
     assert f"a focal length {ratio:.2f} times that of the camera's calibration" in told[-1]
 
@@ -103,13 +103,13 @@ def test_a_right_one_is_settled_after_a_few_images_and_without_landmarks_it_stay
     rng, check = np.random.default_rng(8), LensCheck(TRUE)
     for _ in range(LensCheck.enough):
         assert check.is_open
-        check.learn(landmarks(rng, TRUE, 4.0, 60.0), TRUE)
+        check.learn(fit_focal_ratio(landmarks(rng, TRUE, 4.0, 60.0), TRUE))
     assert not check.is_open and not check.complaint
     assert check.ratio is not None and abs(check.ratio - 1) < 0.005
     blind = LensCheck(TRUE)
     for _ in range(LensCheck.tries):
         assert blind.is_open
-        blind.learn(None, TRUE)
+        blind.learn(None)
     assert not blind.is_open and blind.ratio is None and not blind.complaint
 
 
