@@ -101,14 +101,14 @@ class Localizer:
         if self._lens is None or self._lens.camera != camera:
             self._lens = LensCheck(camera)
         if prior is not None:
-            found = self._localize_from(matcher, prior, None, likely)
+            found = self._localize_from(matcher, prior, None, likely or self._doubts_lens)
         else:
             for place in likely_places(matcher, self.places, self.landmark_finder):
                 found = _refused(place) if isinstance(place, str) else self._localize_from(matcher, *place, likely=True)
                 if found.status == "ok":
                     break
         found.focal_ratio = self._lens.ratio
-        if self._lens.complaint:
+        if self.settings.landmarks and self._lens.complaint:
             _refuse(found, self._lens.complaint)
         found.seconds = time.perf_counter() - begin
         return found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,5 +130,8 @@ def test_poses_with_a_wrong_calibration_are_refused_and_landmarks_are_asked_unti
     found = localizer.localize(site.image, wrong, site.prior)
     assert found.status == "refused" and found.map_from_camera is None and found.covariance is None
     assert "landmarks fit a focal length 1.1" in found.reason
+    localizer.settings = replace(settings, landmarks=False)
+    assert "focal" not in localizer.localize(site.image, wrong, site.prior).reason
+    localizer.settings = settings
     again = localizer.localize(site.image, site.camera, site.prior)  # the right one is not blamed
     assert again.status == "ok"
