@@ -11,7 +11,7 @@ from ep2ploc_core import se3
 from ep2ploc_core.datasets.sampling import START_RANGE
 from ep2ploc_core.landmarks.finder import LandmarkFinder
 from ep2ploc_core.landmarks.surroundings import SurroundingLandmarks
-from ep2ploc_core.localizer_settings import Pass
+from ep2ploc_core.localizer_settings import LocalizerSettings, Pass
 from ep2ploc_core.map.place_index import PlaceIndex, impression
 from ep2ploc_core.map.unit import MapInUnits, scaled_pose, unit_of
 from ep2ploc_core.matcher import Matcher
@@ -50,7 +50,7 @@ def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkF
         proposed = [one.map_from_camera for one in finder.recognize(sighting.features, sighting.camera, seen)]
         known = _attempts(matcher, proposed, settings.passes[-1])
         if proposed:
-            yield _best_place(known, settings.least_margin, compared=False)
+            yield _best_place(known, settings, compared=False)
     if not places.is_learned:
         if not proposed:
             yield "the image shows no landmarks that the map knows: give a first guess of the pose"
@@ -58,7 +58,7 @@ def likely_places(matcher: Matcher, places: PlaceIndex | None, finder: LandmarkF
     tried = _attempts(matcher, starts, settings.scouting)
     best = sorted(range(len(tried)), key=lambda number: -tried[number][0])[: settings.verified_places]
     scouted = _attempts(matcher, [tried[number][1] for number in sorted(best)], settings.passes[-1])
-    yield _best_place(scouted + known, settings.least_margin, compared=bool(scouted))
+    yield _best_place(scouted + known, settings, compared=bool(scouted))
 
 
 def _attempts(matcher: Matcher, starts: list[np.ndarray], stage: Pass) -> list[Attempt]:
@@ -66,7 +66,7 @@ def _attempts(matcher: Matcher, starts: list[np.ndarray], stage: Pass) -> list[A
     return [one for start in starts if (one := matcher.attempt(start, stage))]
 
 
-def _best_place(found: list[Attempt], least_margin: float, compared: bool) -> Place | str:
+def _best_place(found: list[Attempt], settings: LocalizerSettings, compared: bool) -> Place | str:
     """Of what was found the pose with most score, and its margin; or why no place is to be believed. compared: whether
     other places were scouted; where not, that none comes near is no evidence: it is UNRIVALLED."""
     if not found:
@@ -74,7 +74,9 @@ def _best_place(found: list[Attempt], least_margin: float, compared: bool) -> Pl
     score, place = max(found, key=lambda one: one[0])
     others = [other for other, pose in found if not _same_place(pose, place)]
     margin = min([GREATEST_MARGIN, *(score - other for other in others)])
-    if margin < least_margin:
+    if margin < settings.least_margin:
+        if score < settings.least_score + settings.more_score_searched:  # neither would be believed
+            return f"the image fits no place of the map (best score {score:.2f})"
         return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
     return place, margin if compared else UNRIVALLED
 
