@@ -237,8 +237,8 @@ class Localizer:
         where they give no pose, or where it alone is not in doubt, and the other is, or contradicts it and is less
         likely to be right."""
         seen = search.result()
-        assert self._lens is not None
-        self._lens.learn(None if seen is None else fit_focal_ratio(seen, matcher.query.sighting.camera))
+        if self._lens is not None and self._lens.is_open:
+            self._lens.learn(None if seen is None else fit_focal_ratio(seen, matcher.query.sighting.camera))
         if seen is None:
             return found
         assert found.map_from_camera is not None and isinstance(found.evidence, Evidence)

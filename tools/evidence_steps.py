@@ -146,7 +146,7 @@ def _localizer(out: Path, demo: Path, trial: bool) -> Step:
     near = ["--refine", "align_first", "--share", "0.05", "--threads", "1", "2"]
     commands = [
         [sys.executable, f"{ROOT}/benchmarks/localizer.py", *site, *options, "--markdown", f"{out}/{name}.md"]
-        for name, options in (("localizer", ["--threads", "1"]), ("localizer_near", near))
+        for name, options in (("localizer", ["--threads", "1", "2"]), ("localizer_near", near))
     ]
     return Step(commands, lambda: read_tables(out), ("localizer", "localizer_near"), (demo / MEASURED,))
 

@@ -69,8 +69,8 @@ class LensCheck:
     tolerance = 0.02
     scatter = 0.045
     greatest_sigma = 0.01
-    enough = 4  # images that told; then the question is settled
-    tries = 12  # images asked for its sake; then it stays open
+    enough = 4  # images that told, and told that it is right; then the question is settled
+    tries = 12  # images asked for its sake; then it stays as it is
 
     def __init__(self, camera: Camera) -> None:
         self.camera = camera
@@ -80,7 +80,8 @@ class LensCheck:
     @property
     def is_open(self) -> bool:
         """Whether landmarks had better be looked for to know."""
-        return len(self._told) < self.enough and self._asked < self.tries
+        settled = len(self._told) >= self.enough and abs(float(np.mean(self._told))) <= self.tolerance
+        return not settled and self._asked < self.tries
 
     @property
     def ratio(self) -> float | None:

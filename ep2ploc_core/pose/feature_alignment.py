@@ -167,8 +167,10 @@ def _descend(problem: _Problem, pose: Tensor, settings: AlignmentSettings, track
         damped = slope.hessian + torch.diag_embed(more[:, None] * problem.level.damping * diagonal + EPSILON)
         steps = (lengths * -torch.linalg.solve(damped, slope.gradient)[:, None]).flatten(0, 1)
         there = pose.repeat_interleave(tries, 0) @ se3.exp(steps)
-        with torch.no_grad():
-            best = every.cost(there)[0].view(-1, tries).argmin(1) + views * tries
+        best = views * tries
+        if tries > 1:
+            with torch.no_grad():
+                best = best + every.cost(there)[0].view(-1, tries).argmin(1)
         step, there = steps[best], there[best]
         tried = problem.slope(there)
         down = tried.cost < slope.cost

@@ -40,6 +40,18 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+def test_how_many_scans_are_held_out_is_told_and_when_that_leaves_no_map(site: Path, tmp_path: Path) -> None:
+    """Of 20 scans those of frames 2 to 15 are the queries' and their neighbours'; with 9 and 10 only 6 to 13."""
+    frames = ("--frames", "5:14:7")
+    queries = ep2ploc("queries", "from-kitti", site / "drive", "--out", tmp_path / "queries", *frames)
+    assert queries.returncode == 0, queries.stderr
+    for held_out, count, few in ((tmp_path / "queries", 14, True), (site / "queries", 8, False)):
+        build = ("map", "build", site / "drive", "--out", tmp_path / "map", "--hold-out", held_out, "--checkpoint", "")
+        said = " ".join(ep2ploc(*build).stderr.split())
+        assert f"{count} of 20 scans are held out" in said
+        assert ("So few are left that the map may not show the site" in said) == few
+
+
 def prior_of(site: Path, frame: int) -> str:
     drive = KittiDrive(site / "drive")
     pose = drive.map_from_camera(drive.frame(frame))
