@@ -16,7 +16,7 @@ from ep2ploc_core.aligner import Aligner
 from ep2ploc_core.camera import Camera
 from ep2ploc_core.errors import CheckpointError, InputError, MapError
 from ep2ploc_core.landmarks.finder import LandmarkFinder, LandmarkPose
-from ep2ploc_core.landmarks.lens_check import LensCheck, fit_focal_ratio
+from ep2ploc_core.landmarks.lens_check import FocalRatio, LensCheck, fit_focal_ratio
 from ep2ploc_core.landmarks.search import LandmarkSearch
 from ep2ploc_core.landmarks.sighting import Sighting
 from ep2ploc_core.landmarks.surroundings import RADIUS
@@ -36,6 +36,7 @@ from ep2ploc_core.refinement import Refinement
 from ep2ploc_core.se3 import fuse_poses, moved
 from ep2ploc_core.verdict import doubt, is_certain
 
+MOST_CAMERAS = 16  # whose lenses are kept in mind
 CONTRADICTION = 0.5  # units; farther apart the pose with landmarks and that without cannot both be right
 
 
@@ -60,7 +61,18 @@ class Localizer:
         self.landmark_finder = LandmarkFinder()
         self._landmarks_thread = ThreadPoolExecutor(1, "landmarks")
         self._landmarks_wanted = False  # of the last image
-        self._lens: LensCheck | None = None  # of the last image's camera
+        self._lens: LensCheck | None = None  # of the image's camera
+        self._fitted: list[FocalRatio | None] = []  # by the landmarks of the image, place by place
+
+    @property
+    def point_map(self) -> MapSource:
+        """The map."""
+        return self._point_map
+
+    @point_map.setter
+    def point_map(self, point_map: MapSource) -> None:
+        self._point_map = point_map
+        self._lenses: dict[Camera, LensCheck] = {}  # what another map told of a camera may be that map's fault
 
     @property
     def settings(self) -> LocalizerSettings:
@@ -98,8 +110,7 @@ class Localizer:
         likely, self._landmarks_wanted = self._landmarks_wanted, False
         self.check_map()
         matcher = self.matcher_type(self.network, self.point_map, self.settings, self._encode(image, camera))
-        if self._lens is None or self._lens.camera != camera:
-            self._lens = LensCheck(camera)
+        self._lens, self._fitted = self._lens_of(camera), []
         if prior is not None:
             found = self._localize_from(matcher, prior, None, likely or self._doubts_lens)
         else:
@@ -107,9 +118,12 @@ class Localizer:
                 found = _refused(place) if isinstance(place, str) else self._localize_from(matcher, *place, likely=True)
                 if found.status == "ok":
                     break
-        found.focal_ratio = self._lens.ratio
-        if self.settings.landmarks and self._lens.complaint:
-            _refuse(found, self._lens.complaint)
+        if self._fitted:
+            self._lens.learn(self._fitted[-1])
+        if self.settings.landmarks:
+            found.focal_ratio = self._lens.ratio
+            if self._lens.complaint:
+                _refuse(found, self._lens.complaint)
         found.seconds = time.perf_counter() - begin
         return found
 
@@ -217,13 +231,22 @@ class Localizer:
             search.begin(self._landmarks_thread)
         return search
 
+    def _lens_of(self, camera: Camera) -> LensCheck:
+        """What is known of a camera in this map."""
+        lens = self._lenses.get(camera)
+        if lens is None:
+            while len(self._lenses) >= MOST_CAMERAS:
+                self._lenses.pop(next(iter(self._lenses)))
+            lens = self._lenses[camera] = LensCheck()
+        return lens
+
     @property
     def _doubts_lens(self) -> bool:
         """Whether landmarks still have to tell that the camera is as it is said to be."""
         return self.settings.landmarks and self._lens is not None and self._lens.is_open
 
     def _wants_landmarks(self, found: Localization, prior: np.ndarray) -> bool:
-        """Whether landmarks are to be asked: they take longer than all else, so not for a pose that is sure."""
+        """Whether landmarks are to be asked: they take longer than all else, so not where pose and lens are sure."""
         evidence = found.evidence
         assert isinstance(evidence, Evidence) and found.covariance is not None
         unsure = evidence.margin is not None or math.sqrt(found.covariance[:3, :3].trace()) > self.settings.sure_sigma
@@ -237,8 +260,7 @@ class Localizer:
         where they give no pose, or where it alone is not in doubt, and the other is, or contradicts it and is less
         likely to be right."""
         seen = search.result()
-        if self._lens is not None and self._lens.is_open:
-            self._lens.learn(None if seen is None else fit_focal_ratio(seen, matcher.query.sighting.camera))
+        self._fitted.append(None if seen is None else fit_focal_ratio(seen, matcher.query.sighting.camera))
         if seen is None:
             return found
         assert found.map_from_camera is not None and isinstance(found.evidence, Evidence)

@@ -51,8 +51,9 @@ class LocalizerSettings:
     `covariance_scale` makes up for eight parts of an image being few to tell a spread from. How these were settled:
     docs/architecture.md.
 
-    `landmarks`: where the map has them, features of the mapping images are looked for too: without a prior, and where a
-    pose is doubtful or its standard deviation more than `sure_sigma`. Where they give a pose, it is counted together
+    `landmarks`: where the map has them, features of the mapping images are looked for too: without a prior, in the
+    first images of a camera (`landmarks.lens_check`), and where a pose is doubtful or its standard deviation more than
+    `sure_sigma`. Where they give a pose, it is counted together
     with what was found, if need be after the last pass was made again from there, and less score is asked for
     (`more_score_landmarks`). Where `enough_landmarks` agree, it does not matter whether the single matches do, nor
     whether the pose lies at the limit of what the prior allows; `unrivalled_landmarks` have to where a place was
@@ -60,17 +61,18 @@ class LocalizerSettings:
     all landmarks err by together, `landmarks_sigma` of position (each axis) and rotation, is added in the end.
 
     `refine`: "align": the pose is refined by feature alignment; "align_first": the prior is refined so, and the passes
-    are made only where that pose is refused; "none"; "auto": "align" where the network has learned it and images show
-    most of the points, else "none". "align_first" believes what it finds with `least_belief_followed`, for the passes
-    cost nothing but time, and `following` says how it aligns. `alignment_points` take part. A refinement is given up
-    where it makes the cost of the features higher, moves a pose by more than the last pass's start may be wrong (a
-    prior by more than the box), loses more than a tenth of the points out of the image, or has less than
-    `least_inliers_kept` of the single matches agree that agreed before. (One that moves it too far makes the pose
-    doubted, unless landmarks confirm it.) Else it counts as much as its covariance says, and the search as much as its
-    own. Where that leads `sharpening` begins, by the finest features of `sharpening_points`, and is given up for the
-    same reasons. `fused_scale` makes up for search and alignment being of one image; what all points err by together,
-    `aligned_sigma` of position (each axis) and rotation, is added. `followed_scale` makes up for points of a pose that
-    alignment alone found erring together. `trace`: every step is kept, to be looked at.
+    are made only where that pose is refused, or the lens is still to be checked; "none"; "auto": "align" where the
+    network has learned it and images show most of the points, else "none". "align_first" believes what it finds with
+    `least_belief_followed`, for the passes cost nothing but time, and `following` says how it aligns.
+    `alignment_points` take part. A refinement is given up where it makes the cost of the features higher, moves a pose
+    by more than the last pass's start may be wrong (a prior by more than the box), loses more than a tenth of the
+    points out of the image, or has less than `least_inliers_kept` of the single matches agree that agreed before. (One
+    that moves it too far makes the pose doubted, unless landmarks confirm it.) Else it counts as much as its covariance
+    says, and the search as much as its own. Where that leads `sharpening` begins, by the finest features of
+    `sharpening_points`, and is given up for the same reasons. `fused_scale` makes up for search and alignment being of
+    one image; what all points err by together, `aligned_sigma` of position (each axis) and rotation, is added.
+    `followed_scale` makes up for points of a pose that alignment alone found erring together. `trace`: every step is
+    kept, to be looked at.
     """
 
     radius: float = 60.0

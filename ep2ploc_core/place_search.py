@@ -75,8 +75,8 @@ def _best_place(found: list[Attempt], settings: LocalizerSettings, compared: boo
     others = [other for other, pose in found if not _same_place(pose, place)]
     margin = min([GREATEST_MARGIN, *(score - other for other in others)])
     if margin < settings.least_margin:
-        if score < settings.least_score + settings.more_score_searched:  # neither would be believed
-            return f"the image fits no place of the map (best score {score:.2f})"
+        if compared and score < settings.least_score + settings.more_score_searched:
+            return f"the image fits no place of the map well (best score {score:.2f})"
         return f"two places fit the image as well (scores {score:.2f} and {score - margin:.2f})"
     return place, margin if compared else UNRIVALLED
 

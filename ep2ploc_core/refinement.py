@@ -23,8 +23,9 @@ LED_AWAY = "it left the surroundings of the pose that it began with"
 
 @dataclass
 class Refinement:
-    """What refining a pose by feature alignment did. of: the "search", or the "prior" alone. given_up: why its result
-    was not taken, empty where it was. cost_before, cost_after: mean robust difference of the finest features;
+    """What refining a pose by feature alignment did. of: the "search", the "alignment" of that, which is sharpened, or
+    the "prior" alone. given_up: why its result was not taken, empty where it was. cost_before, cost_after: mean robust
+    difference of the finest features;
     likeness_before, likeness_after: how much more alike points and image are than by chance, 0..1
     (`pose.feature_alignment`); least_likeness_before: in the part of the image where it is least. poses `(K + 1, 4,
     4)`: map_from_camera, step by step, the start first; covariance `(6, 6)` of the last, and the evidence for it.

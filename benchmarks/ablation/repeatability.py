@@ -34,6 +34,9 @@ def main() -> None:
             if row["map_from_camera"] is not None:
                 poses[row["image"]].append(np.array(row["map_from_camera"]))
         apart = [se3.pose_error(one, other) for given in poses.values() for one, other in combinations(given, 2)]
+        if not apart:
+            table.add_row(file.stem, "0", *"----")
+            continue
         median, most = (np.percentile(apart, share, axis=0) for share in (50, 90))
         cells = [f"{metres:.3f} {math.degrees(radians):.2f}".split() for metres, radians in (median, most)]
         table.add_row(file.stem, str(len(apart)), *cells[0], *cells[1])

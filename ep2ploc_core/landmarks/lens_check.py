@@ -7,6 +7,7 @@ the image fits. But landmarks near and far, in the middle and at the edge, do te
 from __future__ import annotations
 
 import math
+from collections import deque
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,7 +20,8 @@ from ep2ploc_core.landmarks.finder import LandmarkPose
 SCALE = 2.0  # pixels from which on Cauchy's robust cost discounts a match
 REACHES = (24.0, 24.0, 12.0, 12.0)  # pixels; farther off a match does not count, round by round
 LEAST_MATCHES = 12
-_USUAL_STEPS = [0.01, 0.01, 0.01, 0.3, 0.3, 0.3, 0.02]  # radians, units, share
+_USUAL_STEPS = np.array([0.01, 0.01, 0.01, 0.3, 0.3, 0.3, 0.02])  # radians, units, share
+_UNKNOWN = 100 * _USUAL_STEPS  # standard deviations of what nothing tells, which a flat wall does not
 
 
 @dataclass
@@ -54,8 +56,8 @@ def fit_focal_ratio(found: LandmarkPose, camera: Camera) -> FocalRatio | None:
             x_scale=_USUAL_STEPS, max_nfev=15,
         )  # fmt: skip
         unknown = solved.x
-    variance = np.linalg.pinv(solved.jac.T @ solved.jac)[6, 6]
-    return FocalRatio(math.exp(unknown[6]), math.sqrt(max(variance, 0.0)))
+    variance = np.linalg.inv(solved.jac.T @ solved.jac + np.diag(_UNKNOWN**-2.0))[6, 6]
+    return FocalRatio(math.exp(unknown[6]), math.sqrt(variance))
 
 
 class LensCheck:
@@ -70,23 +72,23 @@ class LensCheck:
     scatter = 0.045
     greatest_sigma = 0.01
     enough = 4  # images that told, and told that it is right; then the question is settled
-    tries = 12  # images asked for its sake; then it stays as it is
+    tries = 12  # images asked for its sake; from then on those count for which landmarks are asked anyway
+    remembered = 24  # images that told
 
-    def __init__(self, camera: Camera) -> None:
-        self.camera = camera
-        self._told: list[float] = []
+    def __init__(self) -> None:
+        self._told: deque[float] = deque(maxlen=self.remembered)
         self._asked = 0
 
     @property
     def is_open(self) -> bool:
         """Whether landmarks had better be looked for to know."""
-        settled = len(self._told) >= self.enough and abs(float(np.mean(self._told))) <= self.tolerance
+        settled = len(self._told) >= self.enough and abs(float(np.median(self._told))) <= self.tolerance
         return not settled and self._asked < self.tries
 
     @property
     def ratio(self) -> float | None:
         """The focal length that fits the images best, as a share of that given; None where none told."""
-        return math.exp(float(np.mean(self._told))) if self._told else None
+        return math.exp(float(np.median(self._told))) if self._told else None
 
     @property
     def complaint(self) -> str:

@@ -70,13 +70,14 @@ def test_the_sigma_is_that_of_repeated_trials_with_matches_as_far_off_as_it_supp
     assert 0.5 < np.std(logs) / np.median(sigmas) < 2.0
 
 
-def test_one_wall_straight_ahead_tells_no_focal_length() -> None:
+@pytest.mark.parametrize("thick", [0.05, 0.0])
+def test_one_wall_straight_ahead_tells_no_focal_length(thick: float) -> None:
     """Whether it is near or the focal length is long cannot be known."""
     rng = np.random.default_rng(5)
-    found = landmarks(rng, TRUE, 19.95, 20.05)
+    found = landmarks(rng, TRUE, 20 - thick, 20 + thick)
     fitted = fit_focal_ratio(found, TRUE)
     assert fitted is not None and fitted.sigma > LensCheck.greatest_sigma
-    check = LensCheck(TRUE)
+    check = LensCheck()
     check.learn(fitted)
     assert check.ratio is None and check.is_open and not check.complaint
 
@@ -92,7 +93,7 @@ def test_too_few_matches_tell_nothing() -> None:
 @pytest.mark.parametrize(("ratio", "images"), [(1.1, 1), (0.9, 1), (1.06, 2), (0.95, 3)])
 def test_the_smaller_the_error_the_more_images_it_takes_to_be_sure(ratio: float, images: int) -> None:
     rng, camera = np.random.default_rng(7), said_to_be(ratio)
-    check, told = LensCheck(camera), []
+    check, told = LensCheck(), []
     for _ in range(images):
         assert not told or not told[-1]
         check.learn(fit_focal_ratio(landmarks(rng, camera, 4.0, 60.0), camera))
@@ -101,13 +102,13 @@ def test_the_smaller_the_error_the_more_images_it_takes_to_be_sure(ratio: float,
 
 
 def test_a_right_one_is_settled_after_a_few_images_and_without_landmarks_it_stays_open_for_some() -> None:
-    rng, check = np.random.default_rng(8), LensCheck(TRUE)
+    rng, check = np.random.default_rng(8), LensCheck()
     for _ in range(LensCheck.enough):
         assert check.is_open
         check.learn(fit_focal_ratio(landmarks(rng, TRUE, 4.0, 60.0), TRUE))
     assert not check.is_open and not check.complaint
     assert check.ratio is not None and abs(check.ratio - 1) < 0.005
-    blind = LensCheck(TRUE)
+    blind = LensCheck()
     for _ in range(LensCheck.tries):
         assert blind.is_open
         blind.learn(None)
@@ -131,7 +132,12 @@ def test_poses_with_a_wrong_calibration_are_refused_and_landmarks_are_asked_unti
     assert found.status == "refused" and found.map_from_camera is None and found.covariance is None
     assert "landmarks fit a focal length 1.1" in found.reason
     localizer.settings = replace(settings, landmarks=False)
-    assert "focal" not in localizer.localize(site.image, wrong, site.prior).reason
+    blind = localizer.localize(site.image, wrong, site.prior)
+    assert "focal" not in blind.reason and blind.focal_ratio is None
     localizer.settings = settings
-    again = localizer.localize(site.image, site.camera, site.prior)  # the right one is not blamed
-    assert again.status == "ok"
+    # The right one is not blamed, and is known as long as the map is the same.
+    again = localizer.localize(site.image, site.camera, site.prior)
+    assert again.status == "ok" and again.evidence.landmarks is None
+    assert "landmarks fit" in localizer.localize(site.image, wrong, site.prior).reason
+    localizer.point_map = PointMap.open(site.map_path)
+    assert localizer.localize(site.image, site.camera, site.prior).evidence.landmarks is not None

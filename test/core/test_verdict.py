@@ -11,7 +11,7 @@ from ep2ploc_core.datasets.sampling import START_RANGE
 from ep2ploc_core.localization import Localization
 from ep2ploc_core.localizer_settings import LocalizerSettings
 from ep2ploc_core.pose.belief import LEAST_LOG_ODDS, UNRIVALLED, AlignmentEvidence, Evidence, belief, log_odds
-from ep2ploc_core.refinement import Refinement
+from ep2ploc_core.refinement import LED_AWAY, Refinement
 from ep2ploc_core.verdict import doubt, is_certain
 
 SETTINGS = LocalizerSettings()
@@ -20,12 +20,14 @@ STRONG = Evidence(
 )
 
 
-def why(evidence: Evidence, settings: LocalizerSettings = SETTINGS, aside: float = 0.0) -> str:
+def why(
+    evidence: Evidence, settings: LocalizerSettings = SETTINGS, aside: float = 0.0, **refinements: Refinement
+) -> str:
     """What speaks against a pose so many units beside its prior."""
     prior = np.eye(4)
     prior[0, 3] = aside
     found = Localization("ok", map_from_camera=np.eye(4), num_matches=500, belief=belief(evidence), evidence=evidence)
-    return doubt(found, prior, settings, unit=0.25)
+    return doubt(replace(found, **refinements), prior, settings, unit=0.25)
 
 
 def test_a_place_that_was_searched_for_must_fit_better_than_one_that_was_given() -> None:
@@ -79,6 +81,20 @@ def test_a_place_that_was_compared_with_none_needs_more_landmarks() -> None:
 def test_each_weak_point_is_named(weak: dict[str, float], reason: str) -> None:
     assert not why(STRONG)
     assert reason in why(replace(STRONG, **weak))
+
+
+@pytest.mark.parametrize("which", ["refinement", "sharpening"])
+def test_what_alignment_leads_away_from_is_doubted_unless_landmarks_confirm_it(which: str) -> None:
+    evidence = AlignmentEvidence(likeness=0.6, least=0.5, sigma=0.03, way=0.5, parts=8)
+    away = Refinement(
+        of="search", given_up=LED_AWAY, cost_before=0.4, cost_after=0.2, likeness_before=0.3, likeness_after=0.6,
+        least_likeness_before=0.1, poses=np.eye(4)[None], covariance=np.eye(6), evidence=evidence, num_points=400,
+        points_map=np.zeros((0, 3)), pixels=np.zeros((0, 2)),
+    )  # fmt: skip
+    assert "leads away" in why(STRONG, **{which: away})
+    assert not why(STRONG, **{which: replace(away, given_up="it moved points out of the image")})
+    assert not why(replace(STRONG, landmarks=80), **{which: away})
+    assert not why(replace(STRONG, likeness=None, least_likeness=None), **{which: away})  # it wanders, without images
 
 
 def test_following_asks_for_whatever_belief_the_user_asks_for() -> None:
